@@ -1,0 +1,35 @@
+"""Sessions for blocking Telegram bots written with pyTelegramBotAPI, as one decorator."""
+
+from telesession import keys
+from telesession.codecs import JSON
+from telesession.data import Session
+from telesession.errors import (
+    SessionBusy,
+    SessionClosed,
+    SessionDataError,
+    SessionError,
+    SessionLost,
+    SessionStoreError,
+    SessionUnavailable,
+)
+from telesession.keyvalue import KeyValueStore
+from telesession.memory import MemoryStore
+from telesession.session import with_session
+from telesession.stores import Store
+
+__all__ = [
+    "JSON",
+    "KeyValueStore",
+    "MemoryStore",
+    "Session",
+    "SessionBusy",
+    "SessionClosed",
+    "SessionDataError",
+    "SessionError",
+    "SessionLost",
+    "SessionStoreError",
+    "SessionUnavailable",
+    "Store",
+    "keys",
+    "with_session",
+]

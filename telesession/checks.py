@@ -1,0 +1,81 @@
+"""What is refused at decoration, with the option, its value and the cure."""
+
+import functools
+import inspect
+import keyword
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+
+def check_handler(handler: Any) -> None:
+    if not callable(handler):
+        raise TypeError(f"with_session goes above a handler function, not {handler!r}")
+    function: Any = handler
+    while isinstance(function, functools.partial):
+        function = function.func
+    call = getattr(type(function), "__call__", None)  # noqa: B004
+    for kind, test in (
+        ("a coroutine", inspect.iscoroutinefunction),
+        ("an async generator", inspect.isasyncgenfunction),
+        ("a generator", inspect.isgeneratorfunction),
+    ):
+        if test(function) or test(call):
+            raise TypeError(
+                f"{called(handler)} is {kind} function: telesession is for the blocking TeleBot, "
+                "whose handlers are plain functions (def, without yield)"
+            )
+
+
+def checked_property(property: Any) -> str:
+    if not isinstance(property, str):
+        raise TypeError(f"property={property!r} must be a str, such as 'session'")
+    if not property.isidentifier() or keyword.iskeyword(property) or property.startswith("_"):
+        raise ValueError(
+            f"property={property!r} can't be an attribute of the update: give a public Python "
+            "identifier that is no keyword, such as 'session'"
+        )
+    return property
+
+
+def checked_callable(option: str, value: Any) -> Callable[..., Any]:
+    if isinstance(value, dict) and option == "initial":
+        raise TypeError(
+            f"initial={value!r} is one dict that all sessions would share: give a function that "
+            "makes a new one each time, such as initial=dict or initial=lambda: {'n': 0}"
+        )
+    if not callable(value) or inspect.iscoroutinefunction(value):
+        what = "is asynchronous" if callable(value) else "can't be called"
+        example = "telesession.keys.user_chat" if option == "key" else "dict"
+        raise TypeError(f"{option}={value!r} {what}: give a plain function, such as {example}")
+    return value  # type: ignore[no-any-return]
+
+
+def checked_codec(codec: Any) -> Any:
+    if not callable(getattr(codec, "dumps", None)) or not callable(getattr(codec, "loads", None)):
+        raise TypeError(
+            f"codec={codec!r} has no dumps and loads: give an object that has both, such as the "
+            "module pickle"
+        )
+    return codec
+
+
+def checked_seconds(option: str, value: Any) -> float:
+    if isinstance(value, timedelta):
+        value = value.total_seconds()
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{option}={value!r} must be a number of seconds or a timedelta")
+    if not 0 < value <= sys.float_info.max:  # neither does NaN, nor an int that no float can hold
+        raise ValueError(f"{option}={value!r} must be a positive, finite number of seconds")
+    return value
+
+
+def called(thing: Any) -> str:
+    """What to call a function, or a module, in a message."""
+    name = getattr(thing, "__qualname__", None) or getattr(thing, "__name__", None)
+    return name if isinstance(name, str) else repr(thing)
+
+
+def kind(update: Any) -> str:
+    return f"an update of type {type(update).__name__}"

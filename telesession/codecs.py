@@ -1,0 +1,132 @@
+"""Codecs: how a session's dict becomes what a store keeps, and exactly the same dict again.
+
+A codec is any object with ``dumps(dict) -> str | bytes`` and ``loads`` for the way back: `JSON`
+here, the modules `pickle` and `json`, an ``itsdangerous`` serializer, a class of your own.
+"""
+
+import json
+import pickle
+from typing import Any, Protocol
+
+
+class Codec(Protocol):
+    """What `with_session` takes as ``codec``."""
+
+    def dumps(self, obj: Any, /) -> str | bytes:
+        """Encode a dict."""
+
+    def loads(self, data: Any, /) -> Any:
+        """Decode what `dumps` gave, of the same type (`str` or `bytes`)."""
+
+
+class _StrictJSON:
+    """JSON without its non-standard NaN and Infinity, as compact ASCII text."""
+
+    dumps = staticmethod(json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode)
+    loads = staticmethod(json.loads)
+
+    def __repr__(self) -> str:
+        return "JSON"
+
+
+JSON: Codec = _StrictJSON()
+
+
+class Unkeepable(Exception):
+    """A value that a codec refuses, or would give back changed: where it is, and what it is."""
+
+    def __init__(self, path: str, what: str) -> None:
+        super().__init__(path, what)
+        self.path = path
+        self.what = what
+
+
+def encode(codec: Codec, data: dict[Any, Any], before: "str | bytes | None") -> "str | bytes":
+    """Encode ``data``, or return ``before`` itself where that says the same already.
+
+    Raises `Unkeepable` unless decoding would give exactly ``data`` again. `pickle` is taken at its
+    word. What any other codec makes is decoded and compared, since most of them quietly turn a
+    tuple into a list or a key 1 into "1".
+    """
+    try:
+        payload = codec.dumps(data)
+        if payload == before:
+            return before
+        if codec is pickle:
+            return payload
+        back = codec.loads(payload)
+    except Exception as error:
+        raise Unkeepable(*_refused(codec, data)) from error
+    changed = _changed(data, back, "")
+    if changed:
+        raise Unkeepable(*changed)
+    if before is not None and _changed(data, codec.loads(before), "") is None:
+        return before  # written by somebody else, in another style
+    return payload
+
+
+def _refused(codec: Codec, value: Any) -> tuple[str, str]:
+    """The path and type of the innermost value that the codec can't encode."""
+
+    def fails(part: dict[Any, Any]) -> bool:
+        try:
+            codec.loads(codec.dumps(part))
+        except Exception:
+            return True
+        return False
+
+    path = ""
+    for _ in range(50):  # a cycle has no innermost value
+        if isinstance(value, dict):
+            for key in value:
+                if fails({key: None}):
+                    return f"{path}[{key!r}]", f"a key of type {type(key).__name__}"
+        for key, part in _parts(value):
+            if fails({"": part}):
+                path, value = f"{path}[{key!r}]", part
+                break
+        else:
+            return path, _typename(value)
+    return "", "a structure that contains itself or is nested too deeply"
+
+
+def _changed(before: Any, after: Any, path: str) -> tuple[str, str] | None:
+    """The path and type of the first value that did not come back as it was, if any."""
+    if type(before) is not type(after):
+        return path, _typename(before)
+    if isinstance(before, dict):
+        twins = {key: key for key in after}
+        for key, old in before.items():
+            here = f"{path}[{key!r}]"
+            if key not in twins or type(key) is not type(twins[key]):
+                return here, f"a key of type {type(key).__name__}"
+            found = _changed(old, after[key], here)
+            if found:
+                return found
+    elif isinstance(before, (list, tuple)):
+        for index, (old, new) in enumerate(zip(before, after, strict=False)):
+            found = _changed(old, new, f"{path}[{index}]")
+            if found:
+                return found
+    elif _has_no_equality(before):
+        return None  # nothing to compare by; the codec knows the type and kept it
+    elif before == after or (before != before and after != after):  # NaN
+        return None
+    if isinstance(before, (dict, list, tuple)) and len(before) == len(after):
+        return None
+    return path, _typename(before)
+
+
+def _parts(value: Any) -> Any:
+    if isinstance(value, dict):
+        return value.items()
+    return enumerate(value) if isinstance(value, (list, tuple)) else ()
+
+
+def _typename(value: Any) -> str:
+    return f"a value of type {type(value).__name__}"
+
+
+def _has_no_equality(value: Any) -> bool:
+    default: Any = object.__eq__
+    return type(value).__eq__ is default

@@ -1,0 +1,72 @@
+"""What a handler finds on its update: the session, or what stands in its place."""
+
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from telesession.errors import SessionClosed, SessionUnavailable
+from telesession.stores import Payload
+
+if TYPE_CHECKING:
+    from telesession.session import Declaration
+
+
+class Session(dict[str, Any]):
+    """A session's data while its handler runs: a `dict` that is saved when the handler returns.
+
+    What telesession itself must know of an open session is kept beside the data, in slots.
+    """
+
+    __slots__ = ("_before", "_declaration", "_guests", "_name", "_stored", "_update")
+    _declaration: "Declaration"
+    _name: str  #: in the store
+    _update: Any  #: whose attribute the session is
+    _guests: tuple[Any, ...]  #: the updates of handlers further in that joined it
+    _stored: Payload | None  #: what the store had
+    _before: Payload | None  #: what the codec makes of the session while nothing has changed
+
+    def __reduce__(self) -> Any:
+        return dict, (dict(self),)  # copied and pickled as what it is to its user
+
+
+class ClosedSession(Session):
+    """A session whose handler has returned: it can be read, and no longer changed."""
+
+    __slots__ = ()
+
+    def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise SessionClosed(
+            f"{self._name!r} was changed after its handler returned, when nothing saves the change "
+            "any more (a thread or a timer that outlives the handler?). Change the session before "
+            "the handler returns."
+        )
+
+    __setitem__ = __delitem__ = __ior__ = _refuse
+    clear = pop = popitem = setdefault = update = _refuse
+
+
+class NoSession:
+    """Stands where a session would be, on an update for which the key function gave `None`.
+
+    It is falsy, and any other use raises `SessionUnavailable` with the reason.
+    """
+
+    __slots__ = ("_reason",)
+
+    def __init__(self, reason: str) -> None:
+        object.__setattr__(self, "_reason", reason)
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __repr__(self) -> str:
+        return "<no session>"
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)  # what copy, pickle and the like look for
+        self._refuse()
+
+    def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise SessionUnavailable(self._reason)
+
+    __getitem__ = __setitem__ = __delitem__ = __contains__ = _refuse
+    __iter__ = __len__ = __or__ = __ror__ = __ior__ = __setattr__ = _refuse

@@ -1,0 +1,930 @@
+"""`telesession.testing`: what a bot sees of a `Chat`, and what a `Chat` sees of the bot."""
+
+import inspect
+import io
+import json
+import threading
+import typing
+
+import pytest
+import telebot
+from telebot import apihelper, types
+from telebot.handler_backends import BaseMiddleware, CancelUpdate
+
+from telesession.testing import Answer, Chat
+
+TIMEOUT = 10
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """Whatever goes past the hook fails the test."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("a call went to the network")
+
+    monkeypatch.setattr(apihelper, "_get_req_session", refuse)
+
+
+@pytest.fixture(autouse=True)
+def hook(monkeypatch):
+    """No hook at the beginning, and what was there put back at the end."""
+    monkeypatch.setattr(apihelper, "CUSTOM_REQUEST_SENDER", None)
+
+
+@pytest.fixture
+def make_bot():
+    bots = []
+
+    def make(**options):
+        bots.append(telebot.TeleBot("42:test", num_threads=1, **options))
+        return bots[-1]
+
+    yield make
+    for bot in bots:
+        if bot.threaded:
+            # Not stop_bot(), which waits until its workers look up.
+            for worker in bot.worker_pool.workers:
+                worker.stop()
+
+
+@pytest.fixture
+def bot(make_bot):
+    return make_bot(threaded=False)
+
+
+@pytest.fixture
+def threaded(make_bot):
+    return make_bot(threaded=True)
+
+
+def record(bot, *names):
+    """Keep each update that the bot gets under these handlers' names."""
+    seen = []
+    for name in names:
+        getattr(bot, f"{name}_handler")(func=lambda update: True)(seen.append)
+    return seen
+
+
+def echo(bot):
+    @bot.message_handler(func=lambda message: True)
+    def handler(message):
+        bot.send_message(message.chat.id, f"{message.from_user.id}: {message.text}")
+
+
+def in_threads(*functions):
+    """Run them at once; give what they returned, in their order."""
+    results = [None] * len(functions)
+
+    def run(number, function):
+        results[number] = function()
+
+    threads = [threading.Thread(target=run, args=item) for item in enumerate(functions)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(TIMEOUT)
+        assert not thread.is_alive()
+    return results
+
+
+# --- messages ---
+
+
+def test_a_message_is_answered_by_the_bots_texts(bot):
+    echo(bot)
+
+    assert Chat(bot).send("hi") == ["1: hi"]
+
+
+def test_without_a_handler_there_is_no_answer(bot):
+    assert Chat(bot).send("hi") == []
+
+
+def test_a_chat_is_the_private_one_of_user_1(bot):
+    seen = record(bot, "message")
+
+    Chat(bot).send("hi")
+
+    [message] = seen
+    assert isinstance(message, types.Message)
+    assert (message.chat.id, message.chat.type, message.from_user.id) == (1, "private", 1)
+    assert (message.text, message.content_type, message.entities) == ("hi", "text", None)
+    assert not message.from_user.is_bot
+    assert message.date > 0
+
+
+def test_users_and_chats_can_be_described_in_json(bot):
+    seen = record(bot, "message")
+    user = {"id": 5, "first_name": "Ann", "language_code": "de"}
+
+    Chat(bot, user=user, chat={"id": -100, "title": "Friends", "is_forum": True}).send("hi")
+
+    [message] = seen
+    assert (message.from_user.first_name, message.from_user.language_code) == ("Ann", "de")
+    assert (message.chat.title, message.chat.type) == ("Friends", "supergroup")
+    assert message.chat.is_forum
+    assert bot.get_chat(-100).title == "Friends"
+
+
+def test_several_users_write_in_one_group(bot):
+    seen = record(bot, "message")
+    group = Chat(bot, user=7, chat=-5)
+
+    group.send("a")
+    group.send("b", user=8)
+    Chat(bot, user=9, chat=-5).send("c")
+
+    assert [message.from_user.id for message in seen] == [7, 8, 9]
+    assert {(message.chat.id, message.chat.type) for message in seen} == {(-5, "group")}
+
+
+def test_commands_are_marked_as_telegram_marks_them(bot):
+    seen = record(bot, "message")
+
+    Chat(bot).send("/start@test_bot 🎲 /help a/b")
+
+    entities = [(e.type, e.offset, e.length) for e in seen[0].entities]
+    assert entities == [("bot_command", 0, 15), ("bot_command", 19, 5)]
+
+
+def test_filters_of_the_bot_decide_who_answers(bot):
+    @bot.message_handler(commands=["start"])
+    def start(message):
+        bot.reply_to(message, "welcome")
+
+    @bot.message_handler(content_types=["contact"], chat_types=["private"])
+    def contact(message):
+        bot.reply_to(message, message.contact.first_name)
+
+    chat = Chat(bot)
+
+    assert chat.send("/start") == ["welcome"]
+    assert chat.send("start") == []
+    assert chat.send(contact={"phone_number": "1", "first_name": "Ann"}) == ["Ann"]
+
+
+def test_fields_of_a_message_can_be_given(bot):
+    seen = record(bot, "message")
+
+    Chat(bot, chat=-100).send("hi", message_thread_id=3, is_topic_message=True)
+
+    assert (seen[0].message_thread_id, seen[0].is_topic_message) == (3, True)
+
+
+def test_next_steps_and_replies_are_handled(bot):
+    def ask(message):
+        question = bot.send_message(message.chat.id, "name?")
+        bot.register_next_step_handler(question, greet)
+
+    def greet(message):
+        sent = bot.send_message(message.chat.id, f"hello {message.text}")
+        bot.register_for_reply(sent, lambda reply: bot.send_message(reply.chat.id, "replied"))
+
+    bot.message_handler(commands=["ask"])(ask)
+    chat = Chat(bot)
+
+    assert chat.send("/ask") == ["name?"]
+    [greeting] = chat.send("Ann")
+    assert greeting == "hello Ann"
+    assert chat.send("and you?") == []
+    assert chat.send("thanks", reply_to_message=greeting.result) == ["replied"]
+
+
+def test_an_edit_changes_the_newest_message_of_the_user(bot):
+    seen = record(bot, "message", "edited_message")
+    # Its id is that of the bot, whose messages are not the user's.
+    chat = Chat(bot, user=42, chat=-100)
+    chat.send("/first")
+    chat.send("second", user=8)
+    bot.send_message(-100, "of the bot")
+
+    chat.edit("new")
+    chat.edit("newer")
+
+    first, _, edited, again = seen
+    assert (edited.text, edited.entities, again.text) == ("new", None, "newer")
+    assert edited.message_id == again.message_id == first.message_id
+    assert edited.edit_date
+
+
+def test_an_edit_of_nothing_is_an_error(bot):
+    with pytest.raises(LookupError, match="user 1 "):
+        Chat(bot).edit("new")
+
+
+def test_ids_are_unique_for_a_bot_and_increase(bot):
+    seen = []
+    bot.message_handler(func=lambda m: True)(
+        lambda m: seen.extend([m.message_id, bot.reply_to(m, "ok").message_id])
+    )
+    updates = []
+    process = bot.process_new_updates
+    bot.process_new_updates = lambda got: (updates.extend(got), process(got))
+
+    for user in (1, 2, 1):
+        Chat(bot, user=user).send("hi")
+
+    assert sorted(set(seen)) == seen
+    numbers = [update.update_id for update in updates]
+    assert sorted(set(numbers)) == numbers
+    assert bot.last_update_id == numbers[-1]
+
+
+def test_only_a_telebot_has_chats():
+    with pytest.raises(TypeError, match="'1:test'"):
+        Chat("1:test")
+
+
+# --- answers ---
+
+
+def test_an_answer_is_the_call_that_made_it(bot):
+    @bot.message_handler(func=lambda m: True)
+    def handler(message):
+        keyboard = types.InlineKeyboardMarkup()
+        keyboard.row(types.InlineKeyboardButton("A", callback_data="a"))
+        keyboard.row(types.InlineKeyboardButton("B", url="https://example.org"))
+        bot.send_message(message.chat.id, "[1]", reply_markup=keyboard, parse_mode="HTML")
+
+    [answer] = Chat(bot).send("hi")
+
+    assert isinstance(answer, Answer)
+    assert (answer, answer.method, answer.buttons) == ("[1]", "sendMessage", ["A", "B"])
+    assert answer.params["chat_id"] == "1"
+    assert answer.params["parse_mode"] == "HTML"
+    assert answer.params["text"] == "[1]"
+    assert answer.params["reply_markup"]["inline_keyboard"][0][0]["callback_data"] == "a"
+    assert answer.result["text"] == "[1]"
+
+
+def test_an_answer_shows_reply_buttons(bot):
+    @bot.message_handler(func=lambda m: True)
+    def handler(message):
+        keyboard = types.ReplyKeyboardMarkup(row_width=2)
+        keyboard.add("yes", "no", types.KeyboardButton("maybe"))
+        bot.send_message(message.chat.id, "?", reply_markup=keyboard)
+
+    [answer] = Chat(bot).send("hi")
+
+    assert answer.buttons == ["yes", "no", "maybe"]
+
+
+def test_calls_are_answers_unless_they_only_read(bot):
+    @bot.message_handler(func=lambda m: True)
+    def handler(message):
+        assert bot.user.username
+        bot.get_chat(message.chat.id)
+        bot.send_chat_action(message.chat.id, "typing")
+        photo = bot.send_photo(message.chat.id, io.BytesIO(b"..."), caption="look")
+        bot.edit_message_caption("look!", photo.chat.id, photo.message_id)
+        bot.delete_message(photo.chat.id, photo.message_id)
+
+    answers = Chat(bot).send("hi")
+
+    assert answers == ["", "look", "look!", ""]
+    methods = ["sendChatAction", "sendPhoto", "editMessageCaption", "deleteMessage"]
+    assert [answer.method for answer in answers] == methods
+    assert isinstance(answers[1].params["photo"], io.BytesIO)
+
+
+def test_media_have_their_caption(bot):
+    @bot.message_handler(func=lambda m: True)
+    def handler(message):
+        media = [types.InputMediaPhoto("a"), types.InputMediaVideo("b", caption="two")]
+        sent = bot.send_media_group(message.chat.id, media)
+        new = types.InputMediaDocument("c", caption="new")
+        edited = bot.edit_message_media(new, message.chat.id, sent[0].message_id)
+        bot.send_message(message.chat.id, [m.content_type for m in (*sent, edited)])
+        assert edited.document.file_id == "c"
+
+    assert Chat(bot).send("hi") == ["two", "new", "['photo', 'video', 'document']"]
+
+
+def test_each_update_has_its_own_answers(bot):
+    echo(bot)
+    chat = Chat(bot)
+
+    assert [chat.send(text) for text in "ab"] == [["1: a"], ["1: b"]]
+    assert chat.pending() == []
+
+
+# --- buttons ---
+
+
+def keyboard(**buttons):
+    rows = [
+        [types.InlineKeyboardButton(text, callback_data=data)] for text, data in buttons.items()
+    ]
+    return types.InlineKeyboardMarkup(rows)
+
+
+@pytest.fixture
+def shop(bot):
+    """A bot that answers a message by buttons, and a click by an alert and an edit."""
+
+    @bot.message_handler(func=lambda m: True)
+    def offer(message):
+        bot.send_message(message.chat.id, "buy?", reply_markup=keyboard(Yes="y", No="n"))
+
+    @bot.callback_query_handler(func=lambda query: True)
+    def clicked(query):
+        where = query.message.chat.id, query.message.message_id
+        bot.answer_callback_query(query.id, f"{query.from_user.id} {query.data}")
+        if query.data == "y":
+            bot.edit_message_text("sure?", *where, reply_markup=keyboard(Sure="s"))
+        elif query.data == "s":
+            bot.edit_message_text("done", *where)
+        else:
+            bot.delete_message(*where)
+
+    return bot
+
+
+@pytest.mark.parametrize("button", ["Yes", "y"])
+def test_a_button_is_clicked_by_its_label_or_its_data(shop, button):
+    chat = Chat(shop)
+    chat.send("hi")
+
+    alert, edit = chat.click(button)
+
+    assert (alert, alert.method) == ("1 y", "answerCallbackQuery")
+    assert (edit, edit.method, edit.buttons) == ("sure?", "editMessageText", ["Sure"])
+
+
+def test_a_click_comes_from_a_message_of_the_bot(bot):
+    seen = record(bot, "callback_query")
+    chat = Chat(bot, user=7, chat=-100)
+    old, new = (bot.send_message(-100, text, reply_markup=keyboard(Go="go")) for text in "ab")
+
+    chat.click("Go")
+    chat.click("Go", user=8)
+
+    by_default, by_another = seen
+    assert by_default.message.message_id == new.message_id != old.message_id
+    assert (by_default.message.text, by_default.message.chat.id) == ("b", -100)
+    assert (by_default.message.from_user.id, by_default.message.from_user.is_bot) == (42, True)
+    assert (by_default.from_user.id, by_another.from_user.id) == (7, 8)
+    assert by_default.id != by_another.id
+
+
+def test_edited_buttons_count_and_removed_ones_do_not(shop):
+    chat = Chat(shop)
+    chat.send("hi")
+    chat.click("Yes")
+
+    with pytest.raises(LookupError, match=r"'Yes' .*\['Sure'\]"):
+        chat.click("Yes")
+    assert chat.click("Sure")[1] == "done"
+    with pytest.raises(LookupError, match=r"'Sure' .*\[\]"):
+        chat.click("Sure")
+
+
+def test_buttons_of_deleted_messages_and_of_other_chats_are_not_there(shop):
+    chat = Chat(shop)
+    chat.send("hi")
+    Chat(shop, user=2).send("hi")
+    chat.click("No")
+
+    with pytest.raises(LookupError):
+        chat.click("No")
+
+
+def test_an_edited_markup_alone_counts(bot):
+    sent = bot_message(bot, reply_markup=keyboard(Old="old"))
+    chat = Chat(bot)
+
+    bot.edit_message_reply_markup(1, sent.message_id, reply_markup=keyboard(New="new"))
+    assert chat.click("New") == []
+
+    bot.edit_message_reply_markup(1, sent.message_id)
+    with pytest.raises(LookupError, match=r"\[\]"):
+        chat.click("New")
+
+
+def test_a_button_without_data_can_not_be_clicked(bot):
+    button = types.InlineKeyboardButton("Site", url="https://example.org")
+    bot_message(bot, reply_markup=types.InlineKeyboardMarkup([[button]]))
+
+    with pytest.raises(LookupError, match=r"\['Site'\]"):
+        Chat(bot).click("Site")
+
+
+def bot_message(bot, **options):
+    Chat(bot)
+    return bot.send_message(1, "text", **options)
+
+
+# --- inline queries and other updates ---
+
+
+def test_inline_results_are_answers(bot):
+    seen = record(bot, "chosen_inline")
+
+    @bot.inline_handler(func=lambda query: True)
+    def handler(query):
+        content = types.InputTextMessageContent("sent")
+        page = int(query.offset or 0)
+        results = [
+            types.InlineQueryResultArticle("1", f"{query.query} {page}", content),
+            types.InlineQueryResultPhoto("2", "url", "thumbnail", caption="photo"),
+        ]
+        bot.answer_inline_query(query.id, results, cache_time=0)
+
+    chat = Chat(bot)
+    article, photo = chat.inline("cats")
+
+    assert (article, photo) == ("cats 0", "photo")
+    assert (article.method, article.params["id"]) == ("answerInlineQuery", "1")
+    assert article.params["cache_time"] == 0
+    assert chat.inline("cats", offset="50")[0] == "cats 50"
+
+    chat.choose(photo)
+    assert (seen[0].result_id, seen[0].query, seen[0].from_user.id) == ("2", "cats", 1)
+
+
+def test_an_inline_query_tells_its_chat_type(bot):
+    seen = record(bot, "inline")
+
+    Chat(bot).inline("a")
+    Chat(bot, chat=-100).inline("a", user=8)
+
+    assert [query.chat_type for query in seen] == ["sender", "supergroup"]
+    assert seen[1].from_user.id == 8
+
+
+def test_any_update_can_be_sent(bot):
+    seen = record(bot, "poll_answer", "message_reaction", "my_chat_member")
+    chat = Chat(bot, user=7)
+    poll = bot.send_poll(7, "Tea?", ["yes", "no"]).poll
+    vote = {"option_ids": [0], "option_persistent_ids": [poll.options[0].persistent_id]}
+
+    chat.update(poll_answer={**vote, "poll_id": poll.id, "user": chat.user})
+    place = {"chat": chat.chat, "user": chat.user, "date": 0}
+    chat.update(message_reaction={**place, "message_id": 1, "old_reaction": [], "new_reaction": []})
+
+    answered, reacted = seen
+    assert (answered.poll_id, answered.user.id) == (poll.id, 7)
+    assert (reacted.chat.id, reacted.user.id) == (7, 7)
+
+
+# --- threads ---
+
+
+def test_handlers_run_in_the_callers_thread_and_the_pool_is_given_back(threaded):
+    idents = []
+    threaded.message_handler(func=lambda m: True)(lambda m: idents.append(threading.get_ident()))
+    chat = Chat(threaded)
+
+    chat.send("hi")
+
+    assert idents == [threading.get_ident()]
+    assert threaded.threaded
+    done = threading.Event()
+    threaded.message_handlers.clear()
+    threaded.message_handler(func=lambda m: True)(
+        lambda m: (idents.append(threading.get_ident()), done.set())
+    )
+    message = {"message_id": 1, "date": 0, "chat": chat.chat, "text": "from elsewhere"}
+    threaded.process_new_messages([types.Message.de_json(message)])
+    assert done.wait(TIMEOUT)
+    assert idents[1] != idents[0]
+
+
+def test_chats_of_one_bot_run_in_parallel_each_with_its_own_answers(threaded):
+    together = threading.Barrier(4, timeout=TIMEOUT)
+
+    @threaded.message_handler(func=lambda m: True)
+    def handler(message):
+        for turn in range(20):
+            together.wait()  # breaks if handlers take turns
+            threaded.send_message(message.chat.id, f"{message.text} {turn}")
+
+    chats = [Chat(threaded, user=user) for user in (1, 2, 3, 4)]
+
+    results = in_threads(*(lambda chat=chat: chat.send(str(chat.user["id"])) for chat in chats))
+
+    assert results == [[f"{user} {turn}" for turn in range(20)] for user in (1, 2, 3, 4)]
+    assert (threaded.threaded, threaded.exception_handler) == (True, None)
+
+
+def test_a_bot_stays_set_up_until_the_last_overlapping_update_is_done(threaded):
+    first_in, second_done = threading.Event(), threading.Event()
+
+    @threaded.message_handler(regexp="first")
+    def first(message):
+        first_in.set()
+        assert second_done.wait(TIMEOUT)
+        # Dispatched by the bot in the midst of the first update, after the second one ended.
+        threaded.process_new_messages([types.Message.de_json(message.json | {"text": "inner"})])
+
+    idents = []
+    threaded.message_handler(regexp="inner")(lambda m: idents.append(threading.get_ident()))
+
+    def second():
+        assert first_in.wait(TIMEOUT)
+        Chat(threaded, user=2).send("second")
+        second_done.set()
+
+    def send_first():
+        Chat(threaded).send("first")
+        return [threading.get_ident()]
+
+    assert in_threads(send_first, second)[0] == idents
+    assert threaded.threaded
+
+
+def test_a_handler_may_use_a_chat_itself(bot):
+    @bot.message_handler(regexp="outer")
+    def outer(message):
+        bot.send_message(message.chat.id, "before")
+        inner = Chat(bot, user=2).send("inner")
+        bot.send_message(message.chat.id, f"after {inner}")
+
+    @bot.message_handler(regexp="inner")
+    def inner(message):
+        bot.send_message(message.chat.id, "in")
+
+    assert Chat(bot).send("outer") == ["before", "after ['in']"]
+
+
+def test_calls_from_a_thread_of_the_handler_are_pending(bot):
+    @bot.message_handler(func=lambda m: True)
+    def handler(message):
+        def later():
+            results.append(bot.send_message(message.chat.id, f"late {message.text}"))
+
+        thread = threading.Thread(target=later)
+        thread.start()
+        thread.join(TIMEOUT)
+        bot.send_message(message.chat.id, "now")
+
+    results = []
+    chat, other = Chat(bot), Chat(bot, user=2)
+
+    assert chat.send("a") == ["now"]
+    assert other.send("b") == ["now"]
+    assert [message.text for message in results] == ["late a", "late b"]
+    assert other.pending() == ["late b"]
+    assert chat.pending() == ["late a"]
+    assert chat.pending() == []
+
+
+# --- exceptions ---
+
+
+class Handler(telebot.ExceptionHandler):
+    def __init__(self, handles):
+        self.handles, self.asked = handles, []
+
+    def handle(self, exception):
+        self.asked.append(exception)
+        return self.handles
+
+
+def failing(bot, error):
+    @bot.message_handler(func=lambda m: True)
+    def handler(message):
+        bot.send_message(message.chat.id, "before")
+        raise error
+
+    return bot
+
+
+MODES = [
+    {"threaded": threaded, "use_class_middlewares": middlewares}
+    for threaded in (True, False)
+    for middlewares in (True, False)
+]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_a_handler_raises_reaches_the_caller(make_bot, mode):
+    error = KeyError("x")
+    bot = failing(make_bot(**mode), error)
+
+    with pytest.raises(KeyError) as caught:
+        Chat(bot).send("hi")
+
+    assert caught.value is error
+    assert bot.threaded == mode["threaded"]
+
+
+@pytest.mark.parametrize("handles", [True, False])
+@pytest.mark.parametrize("mode", MODES)
+def test_the_bots_exception_handler_is_asked_first(make_bot, mode, handles):
+    error, handler = KeyError("x"), Handler(handles)
+    bot = failing(make_bot(exception_handler=handler, **mode), error)
+    chat = Chat(bot)
+
+    if handles:
+        assert chat.send("hi") == ["before"]
+    else:
+        with pytest.raises(KeyError):
+            chat.send("hi")
+
+    assert handler.asked == [error]
+    assert bot.exception_handler is handler
+
+
+@pytest.mark.parametrize("handles", [True, False])
+def test_what_a_typed_middleware_raises_is_treated_alike(make_bot, monkeypatch, handles):
+    monkeypatch.setattr(apihelper, "ENABLE_MIDDLEWARE", True)
+    error, handler = KeyError("x"), Handler(handles)
+    bot = make_bot(threaded=False, exception_handler=handler)
+
+    @bot.middleware_handler(update_types=["message"])
+    def middleware(bot, message):
+        raise error
+
+    if handles:
+        assert Chat(bot).send("hi") == []
+    else:
+        with pytest.raises(KeyError):
+            Chat(bot).send("hi")
+    assert handler.asked == [error]
+
+
+def test_class_middlewares_run_around_the_handler(make_bot):
+    class Middleware(BaseMiddleware):
+        update_types = ("message",)
+
+        def pre_process(self, message, data):
+            data["name"] = "Ann"
+            return CancelUpdate() if message.text == "stop" else None
+
+        def post_process(self, message, data, exception):
+            bot.send_message(message.chat.id, f"after {exception}")
+
+    bot = make_bot(threaded=False, use_class_middlewares=True)
+    bot.setup_middleware(Middleware())
+
+    @bot.message_handler(func=lambda m: True)
+    def handler(message, data):
+        bot.send_message(message.chat.id, data["name"])
+
+    assert Chat(bot).send("hi") == ["Ann", "after None"]
+    assert Chat(bot).send("stop") == []
+
+
+def test_an_error_leaves_the_next_update_alone(bot):
+    @bot.message_handler(func=lambda m: True)
+    def handler(message):
+        bot.send_message(message.chat.id, str(1 / int(message.text)))
+
+    chat = Chat(bot)
+
+    with pytest.raises(ZeroDivisionError):
+        chat.send("0")
+    assert chat.send("1") == ["1.0"]
+
+
+# --- the hook ---
+
+
+def response(result):
+    return telebot.util.CustomRequestResponse(json.dumps({"ok": True, "result": result}))
+
+
+def test_calls_of_other_bots_go_to_the_hook_that_was_there(bot):
+    urls = []
+
+    def before(method, url, params=None, files=None, timeout=None, proxies=None):
+        urls.append(url)
+        return response({"id": 9, "is_bot": True, "first_name": "Other"})
+
+    apihelper.CUSTOM_REQUEST_SENDER = before
+    Chat(bot)
+
+    assert telebot.TeleBot("9:other", threaded=False).get_me().first_name == "Other"
+    assert bot.get_me().id == 42
+    assert urls == ["https://api.telegram.org/bot9:other/getMe"]
+
+
+def test_calls_of_other_bots_go_to_telegram_where_there_was_no_hook(bot, monkeypatch):
+    class Session:
+        def request(self, method, url, params, files, timeout, proxies):
+            assert (method, url) == ("post", "https://api.telegram.org/bot9:other/sendMessage")
+            assert params["text"] == "hi"
+            return response({"message_id": 77, "date": 0, "chat": {"id": 1, "type": "private"}})
+
+    monkeypatch.setattr(apihelper, "_get_req_session", Session)
+    Chat(bot)
+
+    assert telebot.TeleBot("9:other", threaded=False).send_message(1, "hi").message_id == 77
+
+
+def test_a_hook_set_later_comes_first(bot):
+    echo(bot)
+    chat = Chat(bot)
+    ours = apihelper.CUSTOM_REQUEST_SENDER
+
+    def blocked(method, url, **request):
+        if not url.endswith("/sendMessage"):
+            return ours(method, url, **request)
+        refusal = {"ok": False, "error_code": 403, "description": "Forbidden: bot was blocked"}
+        return telebot.util.CustomRequestResponse(json.dumps(refusal), 403)
+
+    apihelper.CUSTOM_REQUEST_SENDER = blocked
+
+    with pytest.raises(apihelper.ApiTelegramException, match="Forbidden"):
+        chat.send("hi")
+
+
+def test_a_hook_taken_away_is_back_for_the_next_update(bot):
+    echo(bot)
+    chat = Chat(bot)
+    apihelper.CUSTOM_REQUEST_SENDER = None
+
+    assert chat.send("hi") == ["1: hi"]
+
+
+def test_bots_with_one_token_are_told_apart(make_bot):
+    one, two = make_bot(threaded=False), make_bot(threaded=False)
+    echo(one)
+    echo(two)
+    chat, newer = Chat(one), Chat(two, user=2)
+    one.send_message(1, "out of the blue")
+
+    assert chat.send("a") == ["1: a"]
+    assert newer.send("b") == ["2: b"]
+    assert chat.pending() == []
+
+
+def test_other_api_urls_are_recognised(bot, monkeypatch):
+    monkeypatch.setattr(apihelper, "API_URL", "http://localhost/bot{0}/test/{1}")
+    Chat(bot)
+
+    assert bot.get_me().is_bot
+
+
+# --- the Bot API ---
+
+
+def test_the_bot_knows_itself_without_a_network(bot):
+    Chat(bot)
+
+    assert bot.user.id == bot.get_me().id == 42
+    assert bot.user.is_bot
+
+
+def test_chats_and_members_are_those_asked_for(bot):
+    Chat(bot, user={"id": 5, "first_name": "Ann"})
+
+    assert bot.get_chat(5).first_name == "Ann"
+    assert bot.get_chat("-100").type == "supergroup"
+    assert bot.get_chat("@news").username == "news"
+    member = bot.get_chat_member(-100, 5)
+    assert (member.user.id, member.status) == (5, "member")
+
+
+@pytest.mark.parametrize(
+    ("method", "args", "content", "expected"),
+    [
+        ("send_photo", ["f"], lambda m: m.photo[0].file_id, "f"),
+        ("send_document", ["f"], lambda m: m.document.file_id, "f"),
+        ("send_video_note", ["f"], lambda m: m.video_note.file_id, "f"),
+        ("send_location", [1.5, 2.5], lambda m: m.location.latitude, 1.5),
+        ("send_venue", [1.5, 2.5, "Home", "St"], lambda m: m.venue.location.longitude, 2.5),
+        ("send_contact", ["123", "Ann"], lambda m: m.contact.phone_number, "123"),
+        ("send_poll", ["Tea?", ["yes", "no"]], lambda m: m.poll.options[1].text, "no"),
+        ("send_dice", ["🎯"], lambda m: m.dice.emoji, "🎯"),
+    ],
+)
+def test_a_sent_message_has_its_content(bot, method, args, content, expected):
+    Chat(bot)
+
+    message = getattr(bot, method)(1, *args)
+
+    assert message.content_type == method.removeprefix("send_")
+    assert content(message) == expected
+
+
+def test_copied_and_forwarded_messages_keep_their_content(bot):
+    Chat(bot)
+    sent = bot.send_message(1, "text", reply_markup=keyboard(Go="go"))
+
+    forwarded = bot.forward_message(2, 1, sent.message_id)
+    copies = bot.copy_messages(3, 1, [sent.message_id, forwarded.message_id])
+
+    assert (forwarded.text, forwarded.chat.id, forwarded.reply_markup) == ("text", 2, None)
+    ids = [sent.message_id, forwarded.message_id, *(copy.message_id for copy in copies)]
+    assert sorted(set(ids)) == ids
+
+
+def test_an_edited_message_stays_itself(bot):
+    sent = bot_message(bot)
+
+    edited = bot.edit_message_text("new", 1, sent.message_id)
+    unknown = bot.edit_message_text("new", 1, 12345)
+    inline = bot.edit_message_text("new", inline_message_id="x")
+
+    assert (edited.message_id, edited.text) == (sent.message_id, "new")
+    assert (unknown.message_id, unknown.text) == (12345, "new")
+    assert inline is True
+
+
+STICKER = types.InputSticker("file", ["🎲"], "static")
+FILE = types.InputFile(io.BytesIO(b"..."), file_name="file")
+VALUES = {
+    **{typing.Any: "file", bool: True, int: 1, float: 1.0, str: "1", list: []},
+    types.BotCommandScope: types.BotCommandScopeDefault(),
+    types.EphemeralMessageParameters: types.EphemeralMessageParameters(1),
+    types.InlineQueryResultBase: types.InlineQueryResultArticle(
+        "1", "title", types.InputTextMessageContent("text")
+    ),
+    types.InputFile: FILE,
+    types.InputMedia: types.InputMediaPhoto("file"),
+    types.InputPaidMedia: types.InputPaidMediaPhoto("file"),
+    types.InputProfilePhoto: types.InputProfilePhotoStatic(FILE),
+    types.InputRichMessage: types.InputRichMessage(html="text"),
+    types.InputStoryContent: types.InputStoryContentPhoto(FILE),
+    types.LabeledPrice: types.LabeledPrice("label", 1),
+    types.MaskPosition: types.MaskPosition("eyes", 1.0, 1.0, 1.0),
+    types.MenuButton: types.MenuButtonDefault(),
+    types.ReplyParameters: types.ReplyParameters(1),
+    types.ShippingOption: types.ShippingOption("1", "title"),
+    types.StoryAreaType: types.StoryAreaTypeLink("url"),
+}
+# Where one of several optional arguments is needed.
+NEEDED = {
+    "add_sticker_to_set": {"sticker": STICKER},
+    "create_new_sticker_set": {"stickers": [STICKER]},
+    "edit_message_text": {"text": "new", "rich_message": None},
+    "send_gift": {"user_id": 1, "gift_id": "1"},
+}
+# Methods that call nothing, that don't ask the hook, or that fail in pyTelegramBotAPI 4.37 itself.
+LEFT_OUT = {
+    "add_middleware_handler",
+    "download_file",
+    "process_new_updates",
+    "remove_my_profile_photo",
+}
+# Annotated otherwise than what they return in pyTelegramBotAPI 4.37.
+MISDECLARED = {"answer_web_app_query", "set_chat_sticker_set"}
+METHODS = [
+    name
+    for name, function in inspect.getmembers(telebot.TeleBot, inspect.isfunction)
+    if not name.startswith("_") and "apihelper." in inspect.getsource(function)
+    if name not in LEFT_OUT
+]
+
+
+def value(hint):
+    """Some argument for a parameter with this annotation."""
+    if hint in VALUES:
+        return VALUES[hint]
+    if typing.get_origin(hint) is list:
+        return [value(item) for item in typing.get_args(hint)]
+    if typing.get_args(hint):
+        return value(typing.get_args(hint)[0])
+    return hint(**arguments(hint.__init__))
+
+
+def arguments(function, optional=False):
+    hints = typing.get_type_hints(function)
+    return {
+        name: value(hints[name])
+        for name, parameter in inspect.signature(function).parameters.items()
+        # An inline message is a case of its own: there the result is True.
+        if name in hints and name != "inline_message_id"
+        if optional or parameter.default is parameter.empty
+    }
+
+
+def is_a(result, hint):
+    """Whether a result is what its annotation declares."""
+    if typing.get_origin(hint) is list:
+        return isinstance(result, list) and all(is_a(r, *typing.get_args(hint)) for r in result)
+    if typing.get_origin(hint):
+        return any(is_a(result, choice) for choice in typing.get_args(hint))
+    # MenuButton.de_json and others give classes next to the declared one.
+    return isinstance(result, hint) or type(result).__name__.startswith(hint.__name__)
+
+
+@pytest.mark.parametrize("optional", [False, True], ids=["required", "all"])
+@pytest.mark.parametrize("name", METHODS)
+def test_every_call_of_a_bot_gets_a_result_that_it_can_read(bot, name, optional):
+    Chat(bot)
+    function = getattr(bot, name)
+
+    result = function(**{**arguments(function, optional), **NEEDED.get(name, {})})
+
+    declared = typing.get_type_hints(function).get("return")
+    assert result is not None
+    assert declared is None or name in MISDECLARED or is_a(result, declared)
+
+
+@pytest.mark.parametrize(
+    ("method", "returns"),
+    [("setAnything", bool), ("sendHologram", dict), ("getAnything", dict), ("anything", bool)],
+)
+def test_a_call_unknown_to_the_harness_gets_a_likely_result(bot, method, returns):
+    chat = Chat(bot)
+
+    result = apihelper._make_request(bot.token, method, params={"chat_id": 1, "text": "hi"})
+
+    assert type(result) is returns
+    assert chat.pending() == ([] if method.startswith("get") else ["hi"])
+    if method == "sendHologram":
+        assert types.Message.de_json(result).text == "hi"
