@@ -113,9 +113,9 @@ class Declaration:
 
     def unreadable(self, name: str) -> SessionDataError:
         return SessionDataError(
-            f"what is stored under {name!r} can't be read with codec={called(self.codec)}. It is left "
-            "as it is, and the handler did not run. Read it with the codec that wrote it, or "
-            "delete it from the store."
+            f"what is stored under {name!r} can't be read with codec={called(self.codec)}. It is "
+            "left as it is, and the handler did not run. Read it with the codec that wrote it, "
+            "or delete it from the store."
         )
 
     def unkeepable(self, name: str, error: codecs.Unkeepable) -> SessionDataError:

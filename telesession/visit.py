@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("telesession")
 
 _MISSING: Any = object()
+_NONE: Sequence[Any] = ()  # not a list, since most visits need none of theirs
 
 #: The sessions of a visit that live on one store, behind the store's own token for them.
 Lease: TypeAlias = tuple[Store, Any, Collection[Session]]
@@ -50,40 +51,35 @@ class Visit:
         self.thread = get_ident()
         self.opened: dict[LockKey, Session] = {}  # what visits further in may join
         self._update = update
-        self._leases: Sequence[Lease] = ()
-        self._absent: Sequence[tuple[str, NoSession]] = ()
-        self._guest_of: Sequence[Session] = ()  # what we joined
-        self._hosts: Sequence[tuple[Visit, LockKey]] = ()  # whose lock we opened one under
-        names = []
+        self._leases: list[Lease] = []
+        self._absent: Sequence[tuple[str, NoSession]] = _NONE
+        self._guest_of: Sequence[Session] = _NONE  # what we joined
+        self._hosts: Sequence[tuple[Visit, LockKey]] = _NONE  # whose lock we opened one under
+        names: list[str] = []
         for declaration in stack.declarations:
             name = declaration.name(update)
             if name is None:
                 self._do_without(declaration)
                 continue
+            names.append(name)
             session = Session()
             session._declaration = declaration
             session._name = name
             session._update = update
             session._guests = ()
             self.opened[name + declaration.lock_suffix] = session
-            names.append(name)
         keys = self._with_hidden(stack) if stack.hidden else self.opened
         self._locked = locks.acquire(keys, self)
         try:
             if len(self._locked) < len(keys):
                 self._join()
                 names = [session._name for session in self.opened.values()]
-            if len(stack.stores) == 1:
-                if names:
-                    self._open(stack.stores[0], names, self.opened.values(), stack.lock_timeout)
-            else:
+            if len(stack.stores) > 1:
                 self._open_each(stack)
-            for session in self.opened.values():
-                property = session._declaration.attribute
-                if getattr(update, property, _MISSING) is not _MISSING:
-                    _check_free(update, property)
-                setattr(update, property, session)
-            self._lend()
+            elif names:
+                self._open(stack.stores[0], names, self.opened.values(), stack.lock_timeout)
+            if self._hosts:
+                self._lend()
         except BaseException:
             for session in self.opened.values():
                 session.__class__ = ClosedSession
@@ -113,7 +109,7 @@ class Visit:
                 elif _has_ttl(session):
                     changes.append(_as_it_was(session))
             plan.append((store, token, changes))
-        leases, self._leases = self._leases, ()
+        leases, self._leases = self._leases, []
         for done, (store, token, changes) in enumerate(plan, 1):
             try:
                 store.commit(token, changes)
@@ -138,40 +134,44 @@ class Visit:
             host.opened.pop(key, None)
         locks.release(self._locked)
 
-    def lock_timeout(self, key: LockKey) -> float:
-        """Seconds to wait for the lock ``key``."""
-        if key in self.opened:
-            return self.opened[key]._declaration.lock_timeout
-        return self._hidden[key].lock_timeout
-
     def _open(
         self, store: Store, names: list[str], sessions: Collection[Session], timeout: float
     ) -> None:
-        """Read the sessions that live on one store."""
+        """Read the sessions that live on one store, and inject them."""
         try:
             token, payloads = store.open(names, timeout)
         except BaseException as error:
             _raise_failure("load", store, names, error)
-        self._leases = (*self._leases, (store, token, sessions))
+        self._leases.append((store, token, sessions))
+        update = self._update
         for session, stored in zip(sessions, payloads):
+            declaration = session._declaration
             session._stored = session._before = stored
             if stored is None:
                 _start(session)
-                continue
-            declaration = session._declaration
-            try:
-                data = declaration.codec.loads(stored)
-            except Exception as error:
-                raise declaration.unreadable(session._name) from error
-            if not isinstance(data, dict):
-                raise declaration.unreadable(session._name)
-            session.update(data)
+            else:
+                try:
+                    data = declaration.codec.loads(stored)
+                except Exception as error:
+                    raise declaration.unreadable(session._name) from error
+                if not isinstance(data, dict):
+                    raise declaration.unreadable(session._name)
+                session.update(data)
+            if getattr(update, declaration.attribute, _MISSING) is not _MISSING:
+                _check_free(update, declaration.attribute)
+            setattr(update, declaration.attribute, session)
 
     def _open_each(self, stack: "Stack") -> None:
         for store in stack.stores:
             mine = [one for one in self.opened.values() if one._declaration.backend is store]
             if mine:
                 self._open(store, [one._name for one in mine], mine, stack.lock_timeout)
+
+    def lock_timeout(self, key: LockKey) -> float:
+        """Seconds to wait for the lock ``key``."""
+        if key in self.opened:
+            return self.opened[key]._declaration.lock_timeout
+        return self._hidden[key].lock_timeout
 
     def _do_without(self, declaration: "Declaration") -> None:
         absent = NoSession(declaration.reason(self._update))
@@ -231,7 +231,7 @@ class Visit:
 
     def _let_go(self, *, touch: bool) -> None:
         """Release what is leased; if ``touch``, the sessions expire one ttl from now."""
-        leases, self._leases = self._leases, ()
+        leases, self._leases = self._leases, []
         for store, token, sessions in leases:
             touched = [_as_it_was(one) for one in sessions if touch and _has_ttl(one)]
             try:

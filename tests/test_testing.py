@@ -368,6 +368,27 @@ def test_a_click_comes_from_a_message_of_the_bot(bot):
     assert by_default.id != by_another.id
 
 
+def test_the_clicked_message_is_where_and_what_it_was_sent(bot):
+    seen = record(bot, "callback_query")
+
+    @bot.message_handler(func=lambda m: True)
+    def handler(message):
+        bot.reply_to(message, "ok", reply_markup=keyboard(Go="go"))
+
+    chat = Chat(bot, chat={"id": -100, "is_forum": True})
+    chat.send("question", message_thread_id=3, is_topic_message=True)
+    chat.send("answer", reply_to_message=chat.send("again")[0].result)
+    bot.send_message(-100, "ok", message_thread_id=3, reply_markup=keyboard(Topic="topic"))
+
+    chat.click("Go")
+    chat.click("Topic")
+
+    replying, in_topic = (query.message for query in seen)
+    assert replying.reply_to_message.text == "answer"
+    assert replying.reply_to_message.reply_to_message is None
+    assert (in_topic.message_thread_id, in_topic.is_topic_message) == (3, True)
+
+
 def test_edited_buttons_count_and_removed_ones_do_not(shop):
     chat = Chat(shop)
     chat.send("hi")
@@ -824,10 +845,31 @@ def test_an_edited_message_stays_itself(bot):
     assert inline is True
 
 
+def test_a_live_location_moves(bot):
+    Chat(bot)
+    sent = bot.send_location(1, 1.5, 2.5, live_period=60)
+
+    assert bot.edit_message_live_location(3.5, 2.5, 1, sent.message_id).location.latitude == 3.5
+
+
+def test_a_stopped_poll_is_the_one_that_was_sent(bot):
+    Chat(bot)
+    sent = bot.send_poll(1, "Tea?", ["yes", "no"])
+
+    poll = bot.stop_poll(1, sent.message_id)
+
+    assert (poll.id, poll.question) == (sent.poll.id, "Tea?")
+
+
 STICKER = types.InputSticker("file", ["🎲"], "static")
 FILE = types.InputFile(io.BytesIO(b"..."), file_name="file")
 VALUES = {
-    **{typing.Any: "file", bool: True, int: 1, float: 1.0, str: "1", list: []},
+    typing.Any: "file",
+    bool: True,
+    int: 1,
+    float: 1.0,
+    str: "1",
+    list: [],
     types.BotCommandScope: types.BotCommandScopeDefault(),
     types.EphemeralMessageParameters: types.EphemeralMessageParameters(1),
     types.InlineQueryResultBase: types.InlineQueryResultArticle(
