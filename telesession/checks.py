@@ -62,13 +62,12 @@ def checked_codec(codec: Any) -> Any:
 
 
 def checked_seconds(option: str, value: Any) -> float:
-    if isinstance(value, timedelta):
-        value = value.total_seconds()
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
         raise TypeError(f"{option}={value!r} must be a number of seconds or a timedelta")
-    if not 0 < value <= sys.float_info.max:  # neither does NaN, nor an int that no float can hold
+    if not 0 < seconds <= sys.float_info.max:  # refuses NaN too, and an int that no float can hold
         raise ValueError(f"{option}={value!r} must be a positive, finite number of seconds")
-    return value
+    return seconds
 
 
 def called(thing: Any) -> str:

@@ -5,6 +5,7 @@ here, the modules `pickle` and `json`, an ``itsdangerous`` serializer, a class o
 """
 
 import json
+import math
 import pickle
 from typing import Any, Protocol
 
@@ -54,10 +55,9 @@ def encode(codec: Codec, data: dict[Any, Any], before: "str | bytes | None") -> 
             return before
         if codec is pickle:
             return payload
-        back = codec.loads(payload)
+        changed = _changed(data, codec.loads(payload), "")
     except Exception as error:
         raise Unkeepable(*_refused(codec, data)) from error
-    changed = _changed(data, back, "")
     if changed:
         raise Unkeepable(*changed)
     if before is not None and _changed(data, codec.loads(before), "") is None:
@@ -92,7 +92,7 @@ def _refused(codec: Codec, value: Any) -> tuple[str, str]:
 
 def _changed(before: Any, after: Any, path: str) -> tuple[str, str] | None:
     """The path and type of the first value that did not come back as it was, if any."""
-    if type(before) is not type(after):
+    if getattr(type(before), "_plain", type(before)) is not type(after):  # see Session._plain
         return path, _typename(before)
     if isinstance(before, dict):
         twins = {key: key for key in after}
@@ -124,6 +124,8 @@ def _parts(value: Any) -> Any:
 
 
 def _typename(value: Any) -> str:
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"the float {value}"
     return f"a value of type {type(value).__name__}"
 
 

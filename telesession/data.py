@@ -1,5 +1,6 @@
 """What a handler finds on its update: the session, or what stands in its place."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from telesession.errors import SessionClosed, SessionUnavailable
@@ -15,6 +16,7 @@ class Session(dict[str, Any]):
     What telesession itself must know of an open session is kept beside the data, in slots.
     """
 
+    _plain = dict  #: the type that codecs see
     __slots__ = ("_before", "_declaration", "_guests", "_name", "_stored", "_update")
     _declaration: "Declaration"
     _name: str  #: in the store
@@ -27,10 +29,11 @@ class Session(dict[str, Any]):
         return dict, (dict(self),)  # copied and pickled as what it is to its user
 
 
-class ClosedSession(Session):
-    """A session whose handler has returned: it can be read, and no longer changed."""
+class _Closed:
+    """A dict or list that can be read, and no longer changed; what it holds is closed as well."""
 
     __slots__ = ()
+    _name: str
 
     def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise SessionClosed(
@@ -39,8 +42,50 @@ class ClosedSession(Session):
             "the handler returns."
         )
 
-    __setitem__ = __delitem__ = __ior__ = _refuse
+    __setitem__ = __delitem__ = __ior__ = __iadd__ = __imul__ = _refuse
     clear = pop = popitem = setdefault = update = _refuse
+    append = extend = insert = remove = reverse = sort = _refuse
+
+    def _shut(self, value: Any) -> Any:
+        if type(value) is tuple:
+            return tuple(map(self._shut, value))
+        if type(value) not in (dict, list):
+            return value
+        twin = ClosedSession(value) if isinstance(value, dict) else _ClosedList(value)
+        twin._name = self._name
+        return twin
+
+
+class ClosedSession(_Closed, Session):
+    """A session whose handler has returned."""
+
+    __slots__ = ()
+
+    def __getitem__(self, key: str) -> Any:
+        return self._shut(super().__getitem__(key))
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self._shut(super().get(key, default))
+
+    def values(self) -> Any:
+        return [self._shut(value) for value in super().values()]
+
+    def items(self) -> Any:
+        return [(key, self._shut(value)) for key, value in super().items()]
+
+
+class _ClosedList(_Closed, list[Any]):
+    _plain = list
+    __slots__ = ("_name",)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._shut(super().__getitem__(index))
+
+    def __iter__(self) -> Iterator[Any]:
+        return map(self._shut, super().__iter__())
+
+    def __reduce__(self) -> Any:
+        return list, (list.copy(self),)
 
 
 class NoSession:
@@ -59,6 +104,9 @@ class NoSession:
 
     def __repr__(self) -> str:
         return "<no session>"
+
+    def __reduce__(self) -> Any:
+        return NoSession, (self._reason,)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):

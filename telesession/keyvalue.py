@@ -62,7 +62,14 @@ class KeyValueStore(Store):
         self._get, self._put, self._delete = get, put, delete
         self._expire = expire
         self._clock = clock
-        self._mutex = threading.Lock()
+        self._mutex = _mutexes.setdefault(id(store), threading.Lock())
+
+    @property
+    def identity(self) -> object:
+        return self.store
+
+    def __repr__(self) -> str:
+        return f"KeyValueStore({type(self.store).__name__})"
 
     def open(
         self, names: Sequence[str], timeout: float = 0
@@ -152,13 +159,15 @@ def parse(text: str) -> tuple[float | None, Payload]:
     return expires, payload
 
 
+# By the identity of the object, which lives as long as a wrapper of it does.
+_mutexes: "weakref.WeakValueDictionary[int, threading.Lock]" = weakref.WeakValueDictionary()
 _wrapped: "weakref.WeakValueDictionary[int, KeyValueStore]" = weakref.WeakValueDictionary()
 
 
 def as_store(store: Any) -> Store:
     """``store`` itself if it is a `Store`, else the one `KeyValueStore` around it.
 
-    There is only one, so that all declarations on the same object share its locks.
+    There is only one, so that a stack opens all its sessions on the same object together.
     """
     if isinstance(store, Store):
         return store

@@ -98,6 +98,9 @@ class MemoryStore(Store):
                 with self._mutex:
                     self._carry_out(name, payload, ttl)
 
+    def __repr__(self) -> str:
+        return f"MemoryStore(maxsize={self.maxsize})"
+
     def __len__(self) -> int:
         self._expire()
         return len(self._entries)

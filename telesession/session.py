@@ -3,6 +3,8 @@
 import difflib
 import functools
 import inspect
+import pickle
+import sys
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar, overload
@@ -47,7 +49,7 @@ class Declaration:
         self.lock_timeout: float = checked_seconds("lock_timeout", lock_timeout)
         self._given_store = default_store if store is None else store
         self.backend: Store = as_store(self._given_store)
-        self.lock_suffix = f"@{id(self.backend)}"
+        self.lock_suffix = f"@{id(self.backend.identity)}"
         self.codec = self.backend.codec if codec is None else checked_codec(codec)
 
     @property
@@ -121,9 +123,8 @@ class Declaration:
     def unkeepable(self, name: str, error: codecs.Unkeepable) -> SessionDataError:
         return SessionDataError(
             f"{self.attribute}{error.path} in {name!r} is {error.what}, which "
-            f"codec={called(self.codec)} can't keep or would change. Nothing was saved. JSON keeps "
-            "dicts with str keys, lists, str, int, bool, None and finite floats; convert the "
-            "value, or give with_session a codec that keeps it."
+            f"codec={called(self.codec)} can't keep or would change. Nothing was saved. "
+            f"{_KEEPS.get(id(self.codec), 'Please convert the value, or give another codec.')}"
         )
 
     @property
@@ -193,9 +194,10 @@ def with_session(
         near = difflib.get_close_matches(option, _OPTIONS, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(_OPTIONS)}"
         raise TypeError(f"with_session has no option {option}={value!r}: {hint}")
-    if args or not (handler is None or callable(handler)):
+    own_key = getattr(handler, "__module__", "") == keys.__name__
+    if args or own_key or not (handler is None or callable(handler)):
         raise TypeError(
-            f"with_session({handler!r}, ...) takes its options by keyword, as in "
+            f"with_session({handler!r}) takes its options by keyword, as in "
             "with_session(ttl=60), and is put above a handler"
         )
     declaration = Declaration(
@@ -211,6 +213,12 @@ def with_session(
 
 
 _MARK = "__telesession__"
+_KEEPS = {
+    id(codecs.JSON): "JSON keeps dicts with str keys, lists, str, int, bool, None and finite "
+    "floats: convert the value, or give with_session a codec that keeps it.",
+    id(pickle): "pickle keeps what can be imported, so no lambda, lock, open file or bot: convert "
+    "the value to what describes it.",
+}
 _OPTIONS = ("property", "key", "ttl", "store", "initial", "codec", "lock_timeout")
 
 
@@ -220,7 +228,7 @@ class Stack:
     Attributes:
         hidden: declarations further in, behind a decorator that isn't ours. `functools.wraps`
             copies ``__dict__``, so the stack that it wraps shows through it. Its own wrapper opens
-            their sessions; this one locks them along with its own, all in one safe order.
+            their sessions; this one locks them for it, along with its own, in one safe order.
         stores: the distinct stores of ``declarations``.
     """
 
@@ -261,6 +269,8 @@ def _wrap(declaration: Declaration, handler: Handler) -> Handler:
             update = args[position]
         elif name in kwargs:
             update = kwargs[name]
+        elif position == _NOWHERE:
+            update = _search(args, kwargs)
         else:
             raise TypeError(f"{called(inner)} was called without its update")
         visit = Visit(stack, update)
@@ -279,11 +289,27 @@ def _wrap(declaration: Declaration, handler: Handler) -> Handler:
     return wrapper  # type: ignore[return-value]
 
 
+_NOWHERE = sys.maxsize
+
+
 def _update_parameter(handler: Callable[..., Any]) -> tuple[int, str]:
     """Where a handler takes its update: the first parameter, or the one after self."""
     try:
-        names = list(inspect.signature(handler).parameters)
+        parameters = list(inspect.signature(handler).parameters.values())
     except ValueError:  # some builtins have none
-        names = []
-    position = 1 if names and names[0] in ("self", "cls") else 0
-    return position, names[position] if len(names) > position else ""
+        return _NOWHERE, ""
+    position = 1 if parameters and parameters[0].name in ("self", "cls") else 0
+    if len(parameters) <= position:
+        return _NOWHERE, ""
+    if parameters[position].kind is inspect.Parameter.VAR_POSITIONAL:
+        return _NOWHERE, ""
+    return position, parameters[position].name
+
+
+def _search(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The update among arguments of which the handler's signature says nothing."""
+    given = [*args, *kwargs.values()]
+    updates = [value for value in given if type(value).__module__ == "telebot.types"]
+    if not given:
+        raise TypeError("a handler was called without its update")
+    return updates[0] if updates else given[0]

@@ -34,6 +34,11 @@ class Store(ABC):
     #: Used by declarations that name no codec of their own.
     codec: Codec = JSON
 
+    @property
+    def identity(self) -> object:
+        """The same object for all stores that keep the same sessions, so that they share locks."""
+        return self
+
     @abstractmethod
     def open(self, names: Sequence[str], timeout: float) -> tuple[Any, Sequence[Payload | None]]:
         """Read the sessions ``names``, in this order, `None` for each that isn't stored.

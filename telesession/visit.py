@@ -9,11 +9,13 @@ are written out, for the price of a call each, and what is rare stands in functi
 """
 
 import contextlib
+import inspect
 import logging
 from collections.abc import Collection, Sequence
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
+from telesession.checks import called, kind
 from telesession.codecs import Unkeepable, encode
 from telesession.data import ClosedSession, NoSession, Session
 from telesession.errors import SessionDataError, SessionError, SessionStoreError
@@ -27,6 +29,7 @@ logger = logging.getLogger("telesession")
 
 _MISSING: Any = object()
 _NONE: Sequence[Any] = ()  # not a list, since most visits need none of theirs
+_NOTHING: dict[Any, Any] = {}
 
 #: The sessions of a visit that live on one store, behind the store's own token for them.
 Lease: TypeAlias = tuple[Store, Any, Collection[Session]]
@@ -38,10 +41,9 @@ class Visit:
     __slots__ = (
         "_absent",
         "_guest_of",
-        "_hidden",
-        "_hosts",
         "_leases",
         "_locked",
+        "_reserved",
         "_update",
         "opened",
         "thread",
@@ -53,8 +55,8 @@ class Visit:
         self._update = update
         self._leases: list[Lease] = []
         self._absent: Sequence[tuple[str, NoSession]] = _NONE
-        self._guest_of: Sequence[Session] = _NONE  # what we joined
-        self._hosts: Sequence[tuple[Visit, LockKey]] = _NONE  # whose lock we opened one under
+        # what we joined, and what we made of it where the outer handler had removed it
+        self._guest_of: Sequence[tuple[Session, dict[str, Any] | None]] = _NONE
         names: list[str] = []
         for declaration in stack.declarations:
             name = declaration.name(update)
@@ -68,18 +70,19 @@ class Visit:
             session._update = update
             session._guests = ()
             self.opened[name + declaration.lock_suffix] = session
-        keys = self._with_hidden(stack) if stack.hidden else self.opened
-        self._locked = locks.acquire(keys, self)
+        self._reserved: dict[LockKey, Declaration] = _NOTHING
+        if stack.hidden:
+            self._lock_with_hidden(stack.hidden)
+        else:
+            self._locked = locks.acquire(self.opened, self)
         try:
-            if len(self._locked) < len(keys):
+            if len(self._locked) < len(self.opened):
                 self._join()
                 names = [session._name for session in self.opened.values()]
             if len(stack.stores) > 1:
                 self._open_each(stack)
             elif names:
                 self._open(stack.stores[0], names, self.opened.values(), stack.lock_timeout)
-            if self._hosts:
-                self._lend()
         except BaseException:
             for session in self.opened.values():
                 session.__class__ = ClosedSession
@@ -89,10 +92,12 @@ class Visit:
 
     def save(self) -> None:
         """Save what the handler changed: all of it, or nothing and raise."""
-        if self._absent:
-            self._check_absent()
-        plan = []
-        for store, token, sessions in self._leases:
+        for property, absent in self._absent:
+            left = getattr(self._update, property, None)
+            if left is not None and not isinstance(left, (NoSession, ClosedSession)):
+                absent._refuse()
+        plan: list[list[Change]] = []
+        for _, _, sessions in self._leases:
             changes: list[Change] = []
             for session in sessions:
                 declaration = session._declaration
@@ -108,15 +113,17 @@ class Visit:
                     )
                 elif _has_ttl(session):
                     changes.append(_as_it_was(session))
-            plan.append((store, token, changes))
+            plan.append(changes)
         leases, self._leases = self._leases, []
-        for done, (store, token, changes) in enumerate(plan, 1):
+        for number, (store, token, sessions) in enumerate(leases):
             try:
-                store.commit(token, changes)
+                store.commit(token, plan[number])
             except BaseException as error:
-                self._leases = leases[done:]
-                _undo(leases[:done], plan)
-                _raise_failure("save", store, [name for name, *_ in changes], error)
+                self._leases = leases[number + 1 :]
+                _undo(leases[: number + 1], plan)
+                if not _foreign(error):
+                    raise
+                raise _failure("save", store, sessions, error) from error
 
     def abandon(self) -> None:
         """Let go without saving: the handler raised, or saving did."""
@@ -128,11 +135,14 @@ class Visit:
 
     def leave(self) -> None:
         """Hand back what was joined, and unlock what wasn't."""
+        for property, absent in self._absent:
+            if not isinstance(getattr(self._update, property, None), (NoSession, ClosedSession)):
+                setattr(self._update, property, absent)
         if self._guest_of:
             self._hand_back()
-        for host, key in self._hosts:
-            host.opened.pop(key, None)
         locks.release(self._locked)
+        if self._reserved:
+            locks.release([key for key in list(self._reserved) if self._reserved.pop(key, None)])
 
     def _open(
         self, store: Store, names: list[str], sessions: Collection[Session], timeout: float
@@ -140,8 +150,10 @@ class Visit:
         """Read the sessions that live on one store, and inject them."""
         try:
             token, payloads = store.open(names, timeout)
-        except BaseException as error:
-            _raise_failure("load", store, names, error)
+        except SessionError:
+            raise
+        except Exception as error:
+            raise _failure("load", store, sessions, error) from error
         self._leases.append((store, token, sessions))
         update = self._update
         for session, stored in zip(sessions, payloads):
@@ -171,61 +183,64 @@ class Visit:
         """Seconds to wait for the lock ``key``."""
         if key in self.opened:
             return self.opened[key]._declaration.lock_timeout
-        return self._hidden[key].lock_timeout
+        return self._reserved[key].lock_timeout
+
+    def yields(self, key: LockKey, other: Any) -> bool:
+        """Whether we locked ``key`` for ``other``, the visit of a wrapper further in.
+
+        It is known by its update, since a decorator may run its handler in another thread.
+        """
+        return other._update is self._update and self._reserved.pop(key, None) is not None
 
     def _do_without(self, declaration: "Declaration") -> None:
+        if inspect.isfunction(self._update):
+            raise TypeError(
+                f"{called(self._update)} was handed to a handler as its update. If that is "
+                "`@with_session(key)`: options are given by keyword, `@with_session(key=...)`."
+            )
         absent = NoSession(declaration.reason(self._update))
         _inject(self._update, declaration.attribute, absent)
         self._absent = (*self._absent, (declaration.attribute, absent))
 
-    def _check_absent(self) -> None:
-        for property, absent in self._absent:
-            left = getattr(self._update, property, None)
-            if left is not None and not isinstance(left, NoSession):
-                setattr(self._update, property, absent)
-                absent._refuse()
-
-    def _with_hidden(self, stack: "Stack") -> Collection[LockKey]:
-        """The keys of our sessions, and of those that a wrapper further in will open."""
-        self._hidden = {}
-        for declaration in stack.hidden:
+    def _lock_with_hidden(self, hidden: "Sequence[Declaration]") -> None:
+        """Lock our sessions, and those that a wrapper further in will open, in one order."""
+        self._reserved = {}
+        for declaration in hidden:
             with contextlib.suppress(SessionError):  # it may be meant for another update than ours
                 name = declaration.name(self._update)
-                if name is not None:
-                    self._hidden[name + declaration.lock_suffix] = declaration
-        return self._hidden.keys() | self.opened
+                if name is not None and name + declaration.lock_suffix not in self.opened:
+                    self._reserved[name + declaration.lock_suffix] = declaration
+        locked = locks.acquire(self._reserved.keys() | self.opened, self)
+        self._locked = [key for key in locked if key in self.opened]
+        self._reserved = {key: self._reserved[key] for key in locked if key in self._reserved}
 
     def _join(self) -> None:
         """Join what visits of this thread have open; what remains in ``opened`` is ours to open."""
         for key in list(self.opened):
             host = cast(Visit, locks.holder(key))
-            session = host.opened.get(key)
             if host is self:
                 continue
-            if session is None:
-                self._hosts = (*self._hosts, (host, key))
-                continue
+            session = host.opened[key]
             del self.opened[key]
             property = session._declaration.attribute
-            current = getattr(session._update, property, None)
-            if not isinstance(current, dict):  # removed by the outer handler
-                current = session._declaration.start(session._name)
-                setattr(session._update, property, current)
-            if self._update is not session._update:
+            current = _left(session)
+            fresh = None
+            if current is None:  # the outer handler removed it
+                current = fresh = session._declaration.start(session._name)
+                setattr(session._update, property, fresh)
+            if getattr(self._update, property, None) is not current:
                 _inject(self._update, property, current)
+            if self._update is not session._update:
                 session._guests = (*session._guests, self._update)
-            self._guest_of = (*self._guest_of, session)
-
-    def _lend(self) -> None:
-        """Let visits further in join what we opened under another visit's lock."""
-        for host, key in self._hosts:
-            host.opened[key] = self.opened[key]
+            self._guest_of = (*self._guest_of, (session, fresh))
 
     def _hand_back(self) -> None:
         """Let the outer handler see what we replaced or removed."""
-        for session in self._guest_of:
+        for session, fresh in self._guest_of:
             property = session._declaration.attribute
             left = getattr(self._update, property, None)
+            if left is fresh and left == session._declaration.start(session._name):
+                left = None  # nothing came of it: it stays removed
             if left is not getattr(session._update, property, None):
                 setattr(session._update, property, left)
 
@@ -237,14 +252,17 @@ class Visit:
             try:
                 store.commit(token, touched)
             except Exception as error:  # one that matters more is on its way to the caller
-                logger.warning("%s", error, exc_info=True)
+                logger.warning("%s", _failure("release", store, sessions, error))
 
 
 def _start(session: Session) -> None:
     """Fill a session of which nothing is stored."""
-    session.update(session._declaration.start(session._name))
-    if session:
+    start = session._declaration.start(session._name)
+    if start:
+        dict.update(session, start)
         session._before = _encode(session)
+        # decoded again, so that no part of it is shared with the next session
+        dict.update(session, session._declaration.codec.loads(session._before))
 
 
 def _encode(session: Session) -> Payload:
@@ -255,21 +273,28 @@ def _encode(session: Session) -> Payload:
         raise declaration.unkeepable(session._name, error) from error.__cause__
 
 
+def _left(session: Session) -> dict[str, Any] | None:
+    """What the handler left on the update: the session, another dict, or `None` for removed."""
+    left = getattr(session._update, session._declaration.attribute, None)
+    if left is None or isinstance(left, dict):
+        return left
+    raise SessionDataError(
+        f"{session._declaration.attribute!r} was set to a value of type {type(left).__name__} for "
+        f"{session._name!r}. Set it to a dict, or to None to remove the session."
+    )
+
+
 def _take_over(session: Session) -> None:
     """Make the session what the handler left on the update."""
-    property = session._declaration.attribute
-    left = getattr(session._update, property, None)
-    if left is session:
-        return
-    for update in (session._update, *session._guests):
-        setattr(update, property, session)
-    if left is not None and not isinstance(left, dict):
-        raise SessionDataError(
-            f"{property!r} was set to a {type(left).__name__} for {session._name!r}. "
-            "Set it to a dict, or to None to remove the session."
-        )
-    dict.clear(session)
-    dict.update(session, left or ())
+    try:
+        left = _left(session)
+        if left is not session:
+            content = dict(left or ())
+            dict.clear(session)
+            dict.update(session, content)
+    finally:
+        for update in (session._update, *session._guests):
+            setattr(update, session._declaration.attribute, session)
 
 
 def _inject(update: Any, property: str, session: Any) -> None:
@@ -283,21 +308,20 @@ def _check_free(update: Any, property: str) -> None:
     existing = getattr(update, property)
     if isinstance(existing, (ClosedSession, NoSession)):
         return
-    kind = type(update).__name__
     if isinstance(existing, Session):
         raise SessionError(
-            f"{property!r} of this {kind} holds {existing._name!r}, which is still open, so it "
+            f"{property!r} of {kind(update)} holds {existing._name!r}, which is still open, so it "
             "can't hold another session. Give one of the two declarations its own property."
         )
     raise SessionError(
-        f"property={property!r}: a {kind} has an attribute of that name already, which a session "
-        "would hide. Give with_session another property."
+        f"property={property!r}: {kind(update)} has an attribute of that name already, which a "
+        "session would hide. Give with_session another property."
     )
 
 
-def _undo(leases: Sequence[Lease], plan: Sequence[tuple[Store, Any, list[Change]]]) -> None:
+def _undo(leases: Sequence[Lease], plan: Sequence[Sequence[Change]]) -> None:
     """Take back what was written, as far as the stores still answer."""
-    for (store, token, sessions), (_, _, changes) in zip(leases, plan):
+    for (store, token, sessions), changes in zip(leases, plan):
         names = {name for name, *_ in changes}
         with contextlib.suppress(Exception):
             store.commit(token, [_as_it_was(one) for one in sessions if one._name in names])
@@ -311,12 +335,22 @@ def _as_it_was(session: Session) -> Change:
     return session._name, session._stored, session._declaration.seconds
 
 
-def _raise_failure(what: str, store: Store, names: Sequence[str], error: BaseException) -> NoReturn:
-    """Raise what the store raised, as a `SessionError` if it is none and no interrupt."""
-    if isinstance(error, SessionError) or not isinstance(error, Exception):
-        raise error
-    outcome = "The handler did not run" if what == "load" else "What it changed was not saved"
-    raise SessionStoreError(
-        f"{store!r} failed to {what} {', '.join(map(repr, names))} with {type(error).__name__} "
-        f"(the cause, in the traceback). {outcome}. See that the store can be reached."
-    ) from error
+def _foreign(error: BaseException) -> bool:
+    return isinstance(error, Exception) and not isinstance(error, SessionError)
+
+
+def _failure(
+    what: str, store: Store, sessions: Collection[Session], error: BaseException
+) -> SessionStoreError:
+    names = ", ".join(repr(session._name) for session in sessions)
+    return SessionStoreError(
+        f"{store!r} failed to {what} {names} with {type(error).__name__} (the cause, in the "
+        f"traceback). {_OUTCOMES[what]} See that the store can be reached."
+    )
+
+
+_OUTCOMES = {
+    "load": "The handler did not run.",
+    "save": "What the handler changed was not saved.",
+    "release": "There was nothing to save.",
+}
