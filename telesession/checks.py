@@ -10,7 +10,7 @@ from typing import Any
 
 
 def check_handler(handler: Any) -> None:
-    if not callable(handler):
+    if not callable(handler) or isinstance(handler, type):
         raise TypeError(f"with_session goes above a handler function, not {handler!r}")
     function: Any = handler
     while isinstance(function, functools.partial):

@@ -46,22 +46,27 @@ def encode(codec: Codec, data: dict[Any, Any], before: "str | bytes | None") -> 
     """Encode ``data``, or return ``before`` itself where that says the same already.
 
     Raises `Unkeepable` unless decoding would give exactly ``data`` again. `pickle` is taken at its
-    word. What any other codec makes is decoded and compared, since most of them quietly turn a
-    tuple into a list or a key 1 into "1".
+    word, as long as what it makes can be loaded. What any other codec makes is decoded and
+    compared, since most of them quietly turn a tuple into a list or a key 1 into "1".
     """
     try:
         payload = codec.dumps(data)
-        if payload == before:
-            return before
         if codec is pickle:
-            return payload
-        changed = _changed(data, codec.loads(payload), "")
+            if payload == before:
+                return before
+            if not (b"\x93" in payload or b"\x8f" in payload or b"\x91" in payload):
+                return payload  # neither classes nor sets: it can be loaded, and has one form only
+            codec.loads(payload)
+        else:
+            changed = _changed(data, codec.loads(payload), "")
+            if changed:
+                raise Unkeepable(*changed)
+    except Unkeepable:
+        raise
     except Exception as error:
         raise Unkeepable(*_refused(codec, data)) from error
-    if changed:
-        raise Unkeepable(*changed)
-    if before is not None and _changed(data, codec.loads(before), "") is None:
-        return before  # written by somebody else, in another style
+    if before is not None and payload in (before, codec.dumps(codec.loads(before))):
+        return before  # which may have been written by others, in another style
     return payload
 
 
@@ -76,7 +81,7 @@ def _refused(codec: Codec, value: Any) -> tuple[str, str]:
         return False
 
     path = ""
-    for _ in range(50):  # a cycle has no innermost value
+    for _ in range(200):  # a cycle has no innermost value
         if isinstance(value, dict):
             for key in value:
                 if fails({key: None}):
@@ -96,11 +101,11 @@ def _changed(before: Any, after: Any, path: str) -> tuple[str, str] | None:
         return path, _typename(before)
     if isinstance(before, dict):
         twins = {key: key for key in after}
-        for key, old in before.items():
-            here = f"{path}[{key!r}]"
+        for key in before:
             if key not in twins or type(key) is not type(twins[key]):
-                return here, f"a key of type {type(key).__name__}"
-            found = _changed(old, after[key], here)
+                return f"{path}[{key!r}]", f"a key of type {type(key).__name__}"
+        for key, old in before.items():
+            found = _changed(old, after[key], f"{path}[{key!r}]")
             if found:
                 return found
     elif isinstance(before, (list, tuple)):
@@ -110,7 +115,7 @@ def _changed(before: Any, after: Any, path: str) -> tuple[str, str] | None:
                 return found
     elif _has_no_equality(before):
         return None  # nothing to compare by; the codec knows the type and kept it
-    elif before == after or (before != before and after != after):  # NaN
+    elif _equal(before, after):
         return None
     if isinstance(before, (dict, list, tuple)) and len(before) == len(after):
         return None
@@ -127,6 +132,13 @@ def _typename(value: Any) -> str:
     if isinstance(value, float) and not math.isfinite(value):
         return f"the float {value}"
     return f"a value of type {type(value).__name__}"
+
+
+def _equal(before: Any, after: Any) -> bool:
+    try:
+        return bool(before == after or (before != before and after != after))  # or both NaN
+    except Exception:  # an array, for one, has no single answer
+        return False
 
 
 def _has_no_equality(value: Any) -> bool:

@@ -28,6 +28,9 @@ class Session(dict[str, Any]):
     def __reduce__(self) -> Any:
         return dict, (dict(self),)  # copied and pickled as what it is to its user
 
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"a session is a dict: write session[{name!r}], not session.{name}")
+
 
 class _Closed:
     """A dict or list that can be read, and no longer changed; what it holds is closed as well."""
@@ -38,8 +41,8 @@ class _Closed:
     def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise SessionClosed(
             f"{self._name!r} was changed after its handler returned, when nothing saves the change "
-            "any more (a thread or a timer that outlives the handler?). Change the session before "
-            "the handler returns."
+            "any more. Change it before the handler returns; a thread or timer that outlives the "
+            "handler can call a function of its own under the same declaration."
         )
 
     __setitem__ = __delitem__ = __ior__ = __iadd__ = __imul__ = _refuse

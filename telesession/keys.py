@@ -13,17 +13,22 @@ from typing import Any, TypeAlias
 
 Key: TypeAlias = str | int | None
 
+_ANONYMOUS_ADMIN = 1087968824  # @GroupAnonymousBot, the user that stands in for all of them
+
 
 def user(update: Any) -> int | None:
     """The id of the user who caused the update, in whatever chat; `None` where there is none.
 
-    Who writes or votes as a chat (a channel, an anonymous admin) is keyed by that chat's id, since
-    Telegram sends the same stand-in user for all of them.
+    Who writes, votes or reacts as a chat (a channel, an anonymous admin) is keyed by that chat's
+    id, since Telegram sends the same stand-in user for all of them, or none.
     """
     who = getattr(update, "from_user", None) or getattr(update, "user", None)
-    if who is not None:
-        mask = getattr(update, "sender_chat", None) or getattr(update, "voter_chat", None)
-        return (mask or who).id  # type: ignore[no-any-return]
+    mask = getattr(update, "voter_chat", None) or getattr(update, "actor_chat", None)
+    if who is not None and mask is None:
+        anonymous = who.id == _ANONYMOUS_ADMIN
+        mask = getattr(update, "chat" if anonymous else "sender_chat", None)
+    if (mask or who) is not None:
+        return (mask or who).id  # type: ignore[union-attr, no-any-return]
     source = getattr(getattr(update, "boost", update), "source", None)
     if getattr(source, "user", None) is not None:
         return source.user.id  # type: ignore[union-attr, no-any-return]
@@ -49,10 +54,15 @@ def topic(update: Any) -> int | str | None:
     Elsewhere as `chat`. A reply thread in an ordinary group has a thread id too, but is no topic.
     """
     where = chat(update)
-    facts = vars(_place(update))  # not getattr: an inaccessible message logs a warning for it
-    thread = facts.get("message_thread_id") if facts.get("is_topic_message", True) else None
-    if facts.get("direct_messages_topic") is not None:
-        thread = facts["direct_messages_topic"].topic_id
+    place = _place(update)
+    if type(place).__name__ == "InaccessibleMessage":
+        return where  # it has no topic, and would log a warning for each question
+    thread = getattr(place, "message_thread_id", None)
+    if not getattr(place, "is_topic_message", True):
+        thread = None
+    direct = getattr(place, "direct_messages_topic", None)
+    if direct is not None:
+        thread = direct.topic_id
     return where if where is None or thread is None else f"{where}:{thread}"
 
 

@@ -47,6 +47,8 @@ class KeyValueStore(Store):
         elif hasattr(store, "__getitem__") and hasattr(store, "__setitem__"):
             get, put = get or store.__getitem__, store.__setitem__
             delete = getattr(store, "__delitem__", None)
+            if expire is not None:
+                raise TypeError(f"expire={expire!r}: {store!r} has no set that could take it")
         else:
             raise TypeError(
                 f"store={store!r} has neither get and set (or put) nor item access: give a "
@@ -60,6 +62,7 @@ class KeyValueStore(Store):
             )
         self.store = store
         self._get, self._put, self._delete = get, put, delete
+        self._sync = getattr(store, "sync", None)  # shelve, dbm: else a crash loses what is new
         self._expire = expire
         self._clock = clock
         self._mutex = _mutexes.setdefault(id(store), threading.Lock())
@@ -84,6 +87,8 @@ class KeyValueStore(Store):
                     self._remove(name)
                 else:
                     self._save(name, payload, ttl)
+            if changes and self._sync is not None:
+                self._sync()
 
     def _load(self, name: str) -> Payload | None:
         try:
@@ -106,22 +111,26 @@ class KeyValueStore(Store):
 
     def _save(self, name: str, payload: Payload, ttl: float | None) -> None:
         if ttl is not None and self._expire:
-            answer = self._put(name, compose(payload, None), **{self._expire: ttl})
+            seconds = int(ttl) if ttl == int(ttl) else ttl  # some take whole seconds only
+            answer = self._put(name, compose(payload, None), **{self._expire: seconds})
         else:
             expires = None if ttl is None else self._clock() + ttl
             answer = self._put(name, compose(payload, expires))
+        self._check(name, answer)
+
+    def _remove(self, name: str) -> None:
+        if self._delete is None:
+            self._check(name, self._put(name, ""))
+        else:
+            with contextlib.suppress(KeyError):
+                self._blocking(self._delete(name))
+
+    def _check(self, name: str, answer: Any) -> None:
         if self._blocking(answer) is False:
             raise SessionStoreError(
                 f"{name!r} was not saved: {type(self.store).__name__}.set answered False. "
                 "See the store's own log; it may be full, or the value too large for it."
             )
-
-    def _remove(self, name: str) -> None:
-        if self._delete is None:
-            self._put(name, "")
-        else:
-            with contextlib.suppress(KeyError):
-                self._delete(name)
 
     def _blocking(self, answer: Any) -> Any:
         if inspect.isawaitable(answer):
@@ -151,7 +160,7 @@ def parse(text: str) -> tuple[float | None, Payload]:
     """Undo `compose`: when it expires, and the payload. Raises `ValueError` on anything else."""
     if not text.startswith("@"):
         return None, text
-    head, _, payload = text[1:].partition("@")
+    head, payload = text[1:].split("@", 1)
     words = head.split()
     expires = float(words[0]) if words and words[0] != "base64" else None
     if "base64" in words:

@@ -96,12 +96,12 @@ class Locks:
                     self._grant(key)
 
     def _wait(self, key: LockKey, holder: Holder, start: float) -> None:
+        timeout = holder.lock_timeout(key)
         with self._mutex:
             self._refuse_cycle(key, holder.thread)
             waiter = self._waiters[holder.thread] = _Waiter(key, holder)
             self._queues.setdefault(key, deque()).append(waiter)
             self._grant(key)  # it may have been released just before we had a queue
-        timeout = holder.lock_timeout(key)
         left = min(max(0.0, start + timeout - time.monotonic()), threading.TIMEOUT_MAX)
         try:
             granted = waiter.gate.acquire(timeout=left)

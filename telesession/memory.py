@@ -143,7 +143,7 @@ class MemoryStore(Store):
         self._tidy(entry.cache)
 
     def _evict(self) -> None:
-        name, entry = next(iter(self._entries.items()))
+        name, entry = self._entries.popitem(last=False)
         self._drop(name, entry)
         if not self._warned:
             self._warned = True

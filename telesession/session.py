@@ -98,10 +98,15 @@ class Declaration:
 
     def reason(self, update: Any) -> str:
         """Why the update has no session, and what to do about it."""
+        known = [called(key) for key in (keys.user, keys.chat) if key(update) is not None]
+        cure = (
+            f"give with_session a key that this one has, such as telesession.keys.{known[0]}"
+            if known
+            else "this one names neither user nor chat, so give with_session a key of your own"
+        )
         return (
             f"{self.attribute!r} is not available: the key function {called(self._key)} gave None "
-            f"for {kind(update)}. Check `if update.{self.attribute}:` first, or give with_session "
-            "a key that knows this kind of update, such as telesession.keys.user."
+            f"for {kind(update)}. Check `if update.{self.attribute}:` first, or {cure}."
         )
 
     def start(self, name: str) -> dict[Any, Any]:
@@ -215,7 +220,7 @@ def with_session(
 _MARK = "__telesession__"
 _KEEPS = {
     id(codecs.JSON): "JSON keeps dicts with str keys, lists, str, int, bool, None and finite "
-    "floats: convert the value, or give with_session a codec that keeps it.",
+    "floats: convert the value, or give with_session codec=pickle, which keeps it.",
     id(pickle): "pickle keeps what can be imported, so no lambda, lock, open file or bot: convert "
     "the value to what describes it.",
 }

@@ -241,8 +241,9 @@ class Visit:
             left = getattr(self._update, property, None)
             if left is fresh and left == session._declaration.start(session._name):
                 left = None  # nothing came of it: it stays removed
-            if left is not getattr(session._update, property, None):
-                setattr(session._update, property, left)
+            for update in (session._update, *session._guests):
+                if getattr(update, property, None) is not left:
+                    setattr(update, property, left)
 
     def _let_go(self, *, touch: bool) -> None:
         """Release what is leased; if ``touch``, the sessions expire one ttl from now."""
@@ -320,11 +321,14 @@ def _check_free(update: Any, property: str) -> None:
 
 
 def _undo(leases: Sequence[Lease], plan: Sequence[Sequence[Change]]) -> None:
-    """Take back what was written, as far as the stores still answer."""
-    for (store, token, sessions), changes in zip(leases, plan):
-        names = {name for name, *_ in changes}
+    """Take back what was written, as far as the stores still answer and nobody wrote since."""
+    for (store, _, sessions), changes in zip(leases, plan):
+        written = {name: payload for name, payload, _ in changes}
+        mine = [session for session in sessions if session._name in written]
         with contextlib.suppress(Exception):
-            store.commit(token, [_as_it_was(one) for one in sessions if one._name in names])
+            token, found = store.open([session._name for session in mine], 0)
+            unspoilt = [one for one, now in zip(mine, found) if now == written[one._name]]
+            store.commit(token, [_as_it_was(session) for session in unspoilt])
 
 
 def _has_ttl(session: Session) -> bool:
@@ -344,8 +348,8 @@ def _failure(
 ) -> SessionStoreError:
     names = ", ".join(repr(session._name) for session in sessions)
     return SessionStoreError(
-        f"{store!r} failed to {what} {names} with {type(error).__name__} (the cause, in the "
-        f"traceback). {_OUTCOMES[what]} See that the store can be reached."
+        f"{store!r} failed to {what} {names} with {called(type(error))}. {_OUTCOMES[what]} "
+        "The error itself is this one's __cause__; telebot.logger.setLevel('DEBUG') shows it."
     )
 
 
