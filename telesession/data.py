@@ -17,19 +17,17 @@ class Session(dict[str, Any]):
     """
 
     _plain = dict  #: the type that codecs see
-    __slots__ = ("_before", "_declaration", "_guests", "_name", "_stored", "_update")
+    __slots__ = ("_before", "_declaration", "_guests", "_inner", "_name", "_stored", "_update")
     _declaration: "Declaration"
     _name: str  #: in the store
     _update: Any  #: whose attribute the session is
-    _guests: tuple[Any, ...]  #: the updates of handlers further in that joined it
+    _guests: tuple[Any, ...]  #: other updates that handlers further in joined it with
+    _inner: tuple[Any, ...]  #: the updates of those that are running, innermost last
     _stored: Payload | None  #: what the store had
     _before: Payload | None  #: what the codec makes of the session while nothing has changed
 
     def __reduce__(self) -> Any:
         return dict, (dict(self),)  # copied and pickled as what it is to its user
-
-    def __getattr__(self, name: str) -> Any:
-        raise AttributeError(f"a session is a dict: write session[{name!r}], not session.{name}")
 
 
 class _Closed:

@@ -29,9 +29,6 @@ class Holder(Protocol):
     def lock_timeout(self, key: LockKey) -> float:
         """Seconds to wait for ``key``."""
 
-    def yields(self, key: LockKey, other: "Holder") -> bool:
-        """Whether it took ``key`` for ``other``, which from now on holds it."""
-
 
 class _Waiter:
     __slots__ = ("gate", "holder", "key")
@@ -74,13 +71,10 @@ class Locks:
                 else:
                     current = self._holders.setdefault(key, holder)
                 if current is not holder:
-                    if current is not None and current.yields(key, holder):
-                        self._holders[key] = holder
-                    elif current is not None and current.thread == holder.thread:
+                    if current is not None and current.thread == holder.thread:
                         continue
-                    else:
-                        start = start or time.monotonic()
-                        self._wait(key, holder, start)
+                    start = start or time.monotonic()
+                    self._wait(key, holder, start)
                 taken.append(key)
         except BaseException:
             self.release(taken)

@@ -83,10 +83,7 @@ class MemoryStore(Store):
                 payloads.append(None)
                 continue
             payloads.append(entry.payload)
-            try:
-                self._entries.move_to_end(name)
-            except KeyError:  # evicted at this very moment
-                pass
+            self._use(name)
         return None, payloads
 
     def commit(self, lease: None, changes: Sequence[Change]) -> None:
@@ -94,6 +91,7 @@ class MemoryStore(Store):
             entry = self._entries.get(name)
             if entry and entry.cache is self._forever and ttl is None and payload is not None:
                 entry.payload = payload
+                self._use(name)
             else:
                 with self._mutex:
                     self._carry_out(name, payload, ttl)
@@ -122,6 +120,18 @@ class MemoryStore(Store):
             self._timed[ttl] = _Expiring(ttl, self._clock, self._entries.pop)
         return self._timed[ttl]
 
+    def _use(self, name: str) -> None:
+        try:
+            self._entries.move_to_end(name)
+        except KeyError:  # evicted at this very moment
+            pass
+
+    def _use(self, name: str) -> None:
+        try:
+            self._entries.move_to_end(name)
+        except KeyError:  # evicted at this very moment
+            pass
+
     def _carry_out(self, name: str, payload: Payload | None, ttl: float | None) -> None:
         entry = self._entries.get(name)
         if payload is None:
@@ -133,6 +143,8 @@ class MemoryStore(Store):
             self._drop(name, entry)
         cache[name] = self._entries[name] = _Entry(cache, payload)  # its time counts from now
         self._entries.move_to_end(name)
+        if len(self._entries) > self.maxsize:
+            self._sweep()
         while len(self._entries) > self.maxsize:
             self._evict()
 
@@ -155,9 +167,12 @@ class MemoryStore(Store):
 
     def _expire(self) -> None:
         with self._mutex:
-            for cache in list(self._timed.values()):
-                if cache.expire():
-                    self._tidy(cache)
+            self._sweep()
+
+    def _sweep(self) -> None:
+        for cache in list(self._timed.values()):
+            if cache.expire():
+                self._tidy(cache)
 
     def _tidy(self, cache: _Expiring) -> None:
         if not cache:

@@ -228,28 +228,18 @@ _OPTIONS = ("property", "key", "ttl", "store", "initial", "codec", "lock_timeout
 
 
 class Stack:
-    """What a wrapper carries: the handler, and the declarations on it, outermost first.
-
-    Attributes:
-        hidden: declarations further in, behind a decorator that isn't ours. `functools.wraps`
-            copies ``__dict__``, so the stack that it wraps shows through it. Its own wrapper opens
-            their sessions; this one locks them for it, along with its own, in one safe order.
-        stores: the distinct stores of ``declarations``.
-    """
+    """What a wrapper carries: the handler, and the declarations on it, outermost first."""
 
     def __init__(self, declaration: Declaration, handler: Any) -> None:
         self.declarations: tuple[Declaration, ...] = (declaration,)
         self.handler = handler
-        self.hidden: tuple[Declaration, ...] = ()
         self.wrapper: Any = None
-        shown = getattr(handler, _MARK, None)
-        if isinstance(shown, Stack):
-            if shown.wrapper is handler:
-                self.declarations += shown.declarations
-                self.handler = shown.handler
-                self.hidden = shown.hidden
-            else:
-                self.hidden = shown.declarations + shown.hidden
+        # functools.wraps copies __dict__, so the stack that a foreign decorator wraps shows
+        # through it; only a wrapper's own stack is taken apart.
+        inner = getattr(handler, _MARK, None)
+        if isinstance(inner, Stack) and inner.wrapper is handler:
+            self.declarations += inner.declarations
+            self.handler = inner.handler
         self.stores = list({id(one.backend): one.backend for one in self.declarations}.values())
         self.lock_timeout = min(one.lock_timeout for one in self.declarations)
         properties = [one.attribute for one in self.declarations]

@@ -29,7 +29,6 @@ logger = logging.getLogger("telesession")
 
 _MISSING: Any = object()
 _NONE: Sequence[Any] = ()  # not a list, since most visits need none of theirs
-_NOTHING: dict[Any, Any] = {}
 
 #: The sessions of a visit that live on one store, behind the store's own token for them.
 Lease: TypeAlias = tuple[Store, Any, Collection[Session]]
@@ -38,16 +37,7 @@ Lease: TypeAlias = tuple[Store, Any, Collection[Session]]
 class Visit:
     """One update's visit to the sessions of a stack; the holder of their locks."""
 
-    __slots__ = (
-        "_absent",
-        "_guest_of",
-        "_leases",
-        "_locked",
-        "_reserved",
-        "_update",
-        "opened",
-        "thread",
-    )
+    __slots__ = ("_absent", "_joined", "_leases", "_locked", "_update", "opened", "thread")
 
     def __init__(self, stack: "Stack", update: Any) -> None:
         self.thread = get_ident()
@@ -56,7 +46,7 @@ class Visit:
         self._leases: list[Lease] = []
         self._absent: Sequence[tuple[str, NoSession]] = _NONE
         # what we joined, and what we made of it where the outer handler had removed it
-        self._guest_of: Sequence[tuple[Session, dict[str, Any] | None]] = _NONE
+        self._joined: Sequence[tuple[Session, dict[str, Any] | None]] = _NONE
         names: list[str] = []
         for declaration in stack.declarations:
             name = declaration.name(update)
@@ -68,13 +58,9 @@ class Visit:
             session._declaration = declaration
             session._name = name
             session._update = update
-            session._guests = ()
+            session._guests = session._inner = ()
             self.opened[name + declaration.lock_suffix] = session
-        self._reserved: dict[LockKey, Declaration] = _NOTHING
-        if stack.hidden:
-            self._lock_with_hidden(stack.hidden)
-        else:
-            self._locked = locks.acquire(self.opened, self)
+        self._locked = locks.acquire(self.opened, self)
         try:
             if len(self._locked) < len(self.opened):
                 self._join()
@@ -84,36 +70,42 @@ class Visit:
             elif names:
                 self._open(stack.stores[0], names, self.opened.values(), stack.lock_timeout)
         except BaseException:
-            for session in self.opened.values():
-                session.__class__ = ClosedSession
-            self._let_go(touch=False)
-            self.leave()
+            try:
+                for session in self.opened.values():
+                    session.__class__ = ClosedSession
+                self._let_go(touch=False)
+            finally:
+                self.leave()
             raise
 
     def save(self) -> None:
         """Save what the handler changed: all of it, or nothing and raise."""
         for property, absent in self._absent:
             left = getattr(self._update, property, None)
-            if left is not None and not isinstance(left, (NoSession, ClosedSession)):
+            if left is not None and not isinstance(left, (NoSession, Session)):
                 absent._refuse()
         plan: list[list[Change]] = []
+        replaced: Sequence[tuple[Session, dict[str, Any]]] = _NONE
         for _, _, sessions in self._leases:
             changes: list[Change] = []
             for session in sessions:
                 declaration = session._declaration
+                left = getattr(self._update, declaration.attribute, None)
                 session.__class__ = ClosedSession
-                if getattr(self._update, declaration.attribute, None) is not session:
-                    _take_over(session)
-                if not session and session._stored is None:
-                    continue
-                payload = _encode(session)
-                if payload is not session._before:
-                    changes.append(
-                        (session._name, payload if session else None, declaration.seconds)
-                    )
-                elif _has_ttl(session):
-                    changes.append(_as_it_was(session))
+                data = dict(session) if left is session else _replacement(session, left)
+                if data or session._stored is not None:
+                    payload = _encode(session, data)
+                    if payload is not session._before:
+                        changes.append(
+                            (session._name, payload if data else None, declaration.seconds)
+                        )
+                    elif _has_ttl(session):
+                        changes.append(_as_it_was(session))
+                if left is not session:
+                    replaced = (*replaced, (session, data))
             plan.append(changes)
+        for session, data in replaced:
+            _refill(session, data)
         leases, self._leases = self._leases, []
         for number, (store, token, sessions) in enumerate(leases):
             try:
@@ -128,21 +120,26 @@ class Visit:
     def abandon(self) -> None:
         """Let go without saving: the handler raised, or saving did."""
         for session in self.opened.values():
+            left = getattr(self._update, session._declaration.attribute, None)
             session.__class__ = ClosedSession
-            with contextlib.suppress(SessionDataError):
-                _take_over(session)
+            if left is not session and not isinstance(left, Session):
+                _refill(session, dict(left) if isinstance(left, dict) else dict(session))
         self._let_go(touch=True)
 
     def leave(self) -> None:
         """Hand back what was joined, and unlock what wasn't."""
-        for property, absent in self._absent:
-            if not isinstance(getattr(self._update, property, None), (NoSession, ClosedSession)):
-                setattr(self._update, property, absent)
-        if self._guest_of:
-            self._hand_back()
-        locks.release(self._locked)
-        if self._reserved:
-            locks.release([key for key in list(self._reserved) if self._reserved.pop(key, None)])
+        try:
+            for property, absent in self._absent:
+                if not isinstance(getattr(self._update, property, None), (NoSession, Session)):
+                    setattr(self._update, property, absent)
+            if self._joined:
+                self._hand_back()
+        finally:
+            locks.release(self._locked)
+
+    def lock_timeout(self, key: LockKey) -> float:
+        """Seconds to wait for the lock ``key``."""
+        return self.opened[key]._declaration.lock_timeout
 
     def _open(
         self, store: Store, names: list[str], sessions: Collection[Session], timeout: float
@@ -179,19 +176,6 @@ class Visit:
             if mine:
                 self._open(store, [one._name for one in mine], mine, stack.lock_timeout)
 
-    def lock_timeout(self, key: LockKey) -> float:
-        """Seconds to wait for the lock ``key``."""
-        if key in self.opened:
-            return self.opened[key]._declaration.lock_timeout
-        return self._reserved[key].lock_timeout
-
-    def yields(self, key: LockKey, other: Any) -> bool:
-        """Whether we locked ``key`` for ``other``, the visit of a wrapper further in.
-
-        It is known by its update, since a decorator may run its handler in another thread.
-        """
-        return other._update is self._update and self._reserved.pop(key, None) is not None
-
     def _do_without(self, declaration: "Declaration") -> None:
         if inspect.isfunction(self._update):
             raise TypeError(
@@ -202,48 +186,41 @@ class Visit:
         _inject(self._update, declaration.attribute, absent)
         self._absent = (*self._absent, (declaration.attribute, absent))
 
-    def _lock_with_hidden(self, hidden: "Sequence[Declaration]") -> None:
-        """Lock our sessions, and those that a wrapper further in will open, in one order."""
-        self._reserved = {}
-        for declaration in hidden:
-            with contextlib.suppress(SessionError):  # it may be meant for another update than ours
-                name = declaration.name(self._update)
-                if name is not None and name + declaration.lock_suffix not in self.opened:
-                    self._reserved[name + declaration.lock_suffix] = declaration
-        locked = locks.acquire(self._reserved.keys() | self.opened, self)
-        self._locked = [key for key in locked if key in self.opened]
-        self._reserved = {key: self._reserved[key] for key in locked if key in self._reserved}
-
     def _join(self) -> None:
         """Join what visits of this thread have open; what remains in ``opened`` is ours to open."""
         for key in list(self.opened):
             host = cast(Visit, locks.holder(key))
             if host is self:
                 continue
-            session = host.opened[key]
             del self.opened[key]
+            session = host.opened[key]
             property = session._declaration.attribute
-            current = _left(session)
+            innermost = session._inner[-1] if session._inner else session._update
+            current = getattr(innermost, property, None)
             fresh = None
-            if current is None:  # the outer handler removed it
+            if current is None:  # the handler around us removed it
                 current = fresh = session._declaration.start(session._name)
-                setattr(session._update, property, fresh)
-            if getattr(self._update, property, None) is not current:
-                _inject(self._update, property, current)
-            if self._update is not session._update:
+            elif not isinstance(current, dict):
+                raise _wrong_type(session, current)
+            others = (session._update, *session._guests)
+            if not any(self._update is other for other in others):
+                if getattr(self._update, property, None) is not session:  # as a copy's may be
+                    _check_free(self._update, property)
                 session._guests = (*session._guests, self._update)
-            self._guest_of = (*self._guest_of, (session, fresh))
+            setattr(self._update, property, current)
+            session._inner = (*session._inner, self._update)
+            self._joined = (*self._joined, (session, fresh))
 
     def _hand_back(self) -> None:
-        """Let the outer handler see what we replaced or removed."""
-        for session, fresh in self._guest_of:
+        """Let the handler around us see what we replaced or removed."""
+        for session, fresh in self._joined:
+            session._inner = session._inner[:-1]
             property = session._declaration.attribute
             left = getattr(self._update, property, None)
             if left is fresh and left == session._declaration.start(session._name):
                 left = None  # nothing came of it: it stays removed
             for update in (session._update, *session._guests):
-                if getattr(update, property, None) is not left:
-                    setattr(update, property, left)
+                setattr(update, property, left)
 
     def _let_go(self, *, touch: bool) -> None:
         """Release what is leased; if ``touch``, the sessions expire one ttl from now."""
@@ -260,42 +237,41 @@ def _start(session: Session) -> None:
     """Fill a session of which nothing is stored."""
     start = session._declaration.start(session._name)
     if start:
-        dict.update(session, start)
-        session._before = _encode(session)
+        session._before = _encode(session, start)
         # decoded again, so that no part of it is shared with the next session
-        dict.update(session, session._declaration.codec.loads(session._before))
+        session.update(session._declaration.codec.loads(session._before))
 
 
-def _encode(session: Session) -> Payload:
+def _encode(session: Session, data: dict[str, Any]) -> Payload:
     declaration = session._declaration
     try:
-        return encode(declaration.codec, dict(session), session._before)
+        return encode(declaration.codec, data, session._before)
     except Unkeepable as error:
         raise declaration.unkeepable(session._name, error) from error.__cause__
 
 
-def _left(session: Session) -> dict[str, Any] | None:
-    """What the handler left on the update: the session, another dict, or `None` for removed."""
-    left = getattr(session._update, session._declaration.attribute, None)
-    if left is None or isinstance(left, dict):
-        return left
-    raise SessionDataError(
+def _replacement(session: Session, left: Any) -> dict[str, Any]:
+    """The content of what the handler put in the place of a session."""
+    if left is None:
+        return {}
+    if not isinstance(left, dict):
+        raise _wrong_type(session, left)
+    return {key: dict(one) if isinstance(one, Session) else one for key, one in left.items()}
+
+
+def _refill(session: Session, data: dict[str, Any]) -> None:
+    """Have a closed session show what was put in its place, on all updates that it was on."""
+    dict.clear(session)
+    dict.update(session, data)
+    for update in (session._update, *session._guests):
+        setattr(update, session._declaration.attribute, session)
+
+
+def _wrong_type(session: Session, left: Any) -> SessionDataError:
+    return SessionDataError(
         f"{session._declaration.attribute!r} was set to a value of type {type(left).__name__} for "
         f"{session._name!r}. Set it to a dict, or to None to remove the session."
     )
-
-
-def _take_over(session: Session) -> None:
-    """Make the session what the handler left on the update."""
-    try:
-        left = _left(session)
-        if left is not session:
-            content = dict(left or ())
-            dict.clear(session)
-            dict.update(session, content)
-    finally:
-        for update in (session._update, *session._guests):
-            setattr(update, session._declaration.attribute, session)
 
 
 def _inject(update: Any, property: str, session: Any) -> None:
@@ -306,8 +282,8 @@ def _inject(update: Any, property: str, session: Any) -> None:
 
 def _check_free(update: Any, property: str) -> None:
     """Refuse to hide an attribute that is not what an earlier handler left."""
-    existing = getattr(update, property)
-    if isinstance(existing, (ClosedSession, NoSession)):
+    existing = getattr(update, property, _MISSING)
+    if existing is _MISSING or isinstance(existing, (ClosedSession, NoSession)):
         return
     if isinstance(existing, Session):
         raise SessionError(

@@ -53,8 +53,8 @@ def message(user: int = 42) -> Message:
 
 
 def make_bot() -> telebot.TeleBot:
-    bot = telebot.TeleBot("1:x", threaded=False, state_storage=StateMemoryStorage())
-    bot._user = User(1, True, "bot")  # saves retrieve_data a getMe
+    bot = telebot.TeleBot("1234567890:x", threaded=False, state_storage=StateMemoryStorage())
+    bot._user = User(1234567890, True, "bot")  # saves retrieve_data a getMe
     return bot
 
 

@@ -1,0 +1,853 @@
+"""`KeyValueStore`: what it takes for a store, what it keeps there, and how it fails.
+
+What every store has to keep is in `test_stores`; here is what is particular to objects with get
+and set, and to mappings. Where the store does not matter it is a plain dict.
+"""
+
+import asyncio
+import collections
+import datetime
+import decimal
+import gc
+import importlib.util
+import json
+import math
+import pickle
+import re
+import shelve
+import time
+from datetime import timedelta
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from telesession import (
+    JSON,
+    KeyValueStore,
+    SessionDataError,
+    SessionStoreError,
+    with_session,
+)
+from telesession.keyvalue import as_store, compose, parse
+from tests.stores import NAME, Bot, Clock, GetSet, found, message, payload, put, visit
+
+
+class Client:
+    """Has only the methods that it is given."""
+
+    def __init__(self, **methods):
+        self.__dict__.update(methods)
+
+
+class Items:
+    """Item access and nothing else."""
+
+    def __init__(self, kept=None):
+        self.kept = {} if kept is None else kept
+
+    def __getitem__(self, key):
+        return self.kept[key]
+
+    def __setitem__(self, key, value):
+        self.kept[key] = value
+
+
+class ItemsWithDelete(Items):
+    def __delitem__(self, key):
+        del self.kept[key]
+
+
+class GetPut:
+    def __init__(self):
+        self.kept = {}
+
+    def get(self, key):
+        return self.kept[key]
+
+    def put(self, key, value):
+        self.kept[key] = value
+
+
+class GetSetDelete(GetSet):
+    def delete(self, key):
+        del self.kept[key]
+
+
+class GetSetDelItem(GetSet):
+    def __delitem__(self, key):
+        del self.kept[key]
+
+
+class Encoding(GetSet):
+    """Gives bytes back, as clients of servers do."""
+
+    def get(self, key):
+        return self.kept.get(key, "").encode()
+
+
+class BytearrayEncoding(GetSet):
+    def get(self, key):
+        return bytearray(self.kept.get(key, ""), "utf-8")
+
+
+class TestWhatIsAStore:
+    """6.1 Any object with get and set (or put), or any mutable mapping."""
+
+    @pytest.mark.parametrize(
+        "make",
+        [
+            GetPut,
+            GetSet,
+            GetSetDelete,
+            GetSetDelItem,
+            Items,
+            ItemsWithDelete,
+            Encoding,
+            BytearrayEncoding,
+            collections.OrderedDict,
+            collections.UserDict,
+            lambda: collections.defaultdict(str),
+            lambda: collections.ChainMap({}, {}),
+        ],
+    )
+    @pytest.mark.parametrize("codec", [None, pickle], ids=["JSON", "pickle"])
+    def test_it_keeps_and_removes(self, make, codec):
+        declared = {"store": make(), "codec": codec}
+
+        assert found(**declared) == {}
+        put({"n": 1, "e": "é"}, **declared)
+        assert found(**declared) == {"n": 1, "e": "é"}
+        visit(lambda message: message.session.clear(), **declared)
+        assert found(**declared) == {}
+        put({"n": 2}, **declared)
+        assert found(**declared) == {"n": 2}
+
+    @pytest.mark.parametrize("make", [GetSetDelete, GetSetDelItem, ItemsWithDelete])
+    def test_what_is_removed_is_deleted(self, make):
+        store = make()
+        put({"n": 1}, store=store)
+        visit(lambda message: message.session.clear(), store=store)
+
+        assert store.kept == {}
+
+    @pytest.mark.parametrize("make", [GetSet, GetPut, Items])
+    def test_where_nothing_can_be_deleted_nothing_is_left_to_read(self, make):
+        store = make()
+        put({"secret": 1}, store=store)
+        visit(lambda message: message.session.clear(), store=store)
+
+        assert store.kept == {NAME: ""}
+
+    @pytest.mark.parametrize("answer", [None, "", b"", 0, False, ()], ids=repr)
+    def test_a_falsy_answer_means_nothing(self, answer):
+        store = Client(get=lambda key: answer, set=lambda key, value: None)
+
+        assert found(store=store) == {}
+
+    @pytest.mark.parametrize("answer", [None, True, 1, 0, "OK", b"OK"], ids=repr)
+    def test_no_answer_of_set_but_false_is_a_failure(self, answer):
+        store = Client(get=lambda key: None, set=lambda key, value: answer)
+
+        put({"n": 1}, store=store)
+
+    def test_what_has_gone_already_needs_no_removal(self):
+        store = {}
+        put({"n": 1}, store=store)
+
+        def handler(message):
+            store.clear()
+            message.session.clear()
+
+        visit(handler, store=store)
+
+        assert store == {}
+
+    def test_a_store_is_handed_strings(self):
+        handed = []
+        kept = GetSetDelete()
+        store = Client(
+            get=lambda key: handed.append(key) or kept.get(key),
+            set=lambda key, value: handed.extend([key, value]) or kept.set(key, value),
+            delete=lambda key: handed.append(key) or kept.delete(key),
+        )
+        for codec in (JSON, pickle):
+            for ttl in (None, 60):
+                put({"n": "é"}, store=store, codec=codec, ttl=ttl, key=lambda update: 42)
+                visit(
+                    lambda message: message.session.clear(),
+                    store=store,
+                    codec=codec,
+                    key=lambda update: 42,
+                )
+
+        assert {type(each) for each in handed} == {str}
+
+    @pytest.mark.parametrize(
+        ("store", "why"),
+        [
+            (object(), "neither get and set"),
+            (7, "neither get and set"),
+            ("redis://localhost", "neither get and set"),
+            (Client(get=print), "neither get and set"),
+            (Client(set=print), "neither get and set"),
+            (Client(get=1, set=2), "neither get and set"),
+            ((), "neither get and set"),
+            (frozenset(), "neither get and set"),
+            (dict, "is a class"),
+            (GetSet, "is a class"),
+        ],
+    )
+    @pytest.mark.parametrize(
+        "use", [KeyValueStore, lambda store: with_session(store=store)], ids=["wrap", "declare"]
+    )
+    def test_anything_else_is_refused(self, use, store, why):
+        with pytest.raises(TypeError, match=why) as caught:
+            use(store)
+
+        assert "store=" in str(caught.value)
+
+    @pytest.mark.parametrize("decoded", [False, True], ids=["bytes", "str"])
+    def test_a_redis_client_either_way(self, valkey, decoded):
+        import redis
+
+        settings = valkey.connection_pool.connection_kwargs
+        with redis.Redis(port=settings["port"], decode_responses=decoded) as client:
+            put({"n": "é"}, store=client)
+            assert found(store=client) == {"n": "é"}
+            client.flushall()
+            put({"n": (1,)}, store=client, codec=pickle)
+            assert found(store=client, codec=pickle) == {"n": (1,)}
+
+
+class TestOneObject:
+    """5.1 All declarations on one object share its locks, however it was wrapped."""
+
+    @pytest.mark.parametrize(
+        "wrap",
+        [
+            lambda store: store,
+            KeyValueStore,
+            lambda store: KeyValueStore(store, clock=lambda: time.time()),
+        ],
+        ids=["as it is", "wrapped", "wrapped with a clock"],
+    )
+    def test_declarations_of_their_own(self, wrap):
+        store = GetSet()
+        bot = Bot(8)
+
+        def count(message):
+            n = message.session.get("n", 0)
+            time.sleep(0.001)
+            message.session["n"] = n + 1
+
+        @bot.handler
+        @with_session(store=store)
+        def one(message):
+            count(message)
+
+        @bot.handler
+        @with_session(store=wrap(store))
+        def two(message):
+            count(message)
+
+        @bot.handler
+        @with_session(store=wrap(store), ttl=60)
+        def three(message):
+            count(message)
+
+        bot.run([payload(text=text) for text in ("one", "two", "three")] * 40)
+
+        assert bot.errors == []
+        assert found(store=store) == {"n": 120}
+
+    def test_there_is_one_store_for_one_object(self):
+        store = {}
+
+        assert as_store(store) is as_store(store)
+        assert as_store(store) is not as_store({})
+
+    def test_a_store_is_itself(self):
+        store = KeyValueStore({})
+
+        assert as_store(store) is store
+
+    def test_an_object_is_let_go_of(self):
+        class Kept(dict):
+            gone = False
+
+            def __del__(self):
+                Kept.gone = True
+
+        put({"n": 1}, store=Kept())
+        gc.collect()
+
+        assert Kept.gone
+
+    @pytest.mark.xfail(
+        importlib.util.find_spec("dbm.sqlite3") is not None,
+        strict=True,
+        reason="shelve.open() chooses dbm.sqlite3, which no other thread may use",
+    )
+    def test_a_shelf_that_another_thread_opened(self, tmp_path):
+        """As it is for every bot with worker threads. From Python 3.13 on."""
+        bot = Bot(2)
+        with shelve.open(str(tmp_path / "shelf")) as shelf:
+
+            @bot.handler
+            @with_session(store=shelf)
+            def count(message):
+                message.session["n"] = message.session.get("n", 0) + 1
+
+            bot.run([payload(text="count")] * 10)
+
+        assert bot.errors == []
+
+    def test_it_need_not_be_thread_safe(self):
+        """It is called by one thread at a time, wrapped once or more often."""
+        overlaps = []
+
+        class Exclusive(GetSetDelete):
+            caller = None
+
+            def get(self, key):
+                return self.enter(super().get, key)
+
+            def set(self, key, value):
+                return self.enter(super().set, key, value)
+
+            def delete(self, key):
+                return self.enter(super().delete, key)
+
+            def enter(self, method, *args):
+                if self.caller:
+                    overlaps.append(self.caller)
+                self.caller = method.__name__
+                time.sleep(0.0005)
+                try:
+                    return method(*args)
+                finally:
+                    self.caller = None
+
+        store = Exclusive()
+        bot = Bot(8)
+
+        @bot.handler
+        @with_session(store=store)
+        def count(message):
+            message.session["n"] = 1
+
+        @bot.handler
+        @with_session(store=KeyValueStore(store))
+        def clear(message):
+            message.session.clear()
+
+        users = range(100, 140)
+        bot.run([payload(user, text) for user in users for text in ("count", "clear")])
+
+        assert bot.errors == []
+        assert overlaps == []
+
+
+class TestForm:
+    """What is kept: JSON as it is, and before all else a short head."""
+
+    def test_json_is_kept_as_it_is(self):
+        store = {}
+        put({"n": 1, "e": "é"}, store=store)
+
+        assert store == {NAME: '{"n":1,"e":"\\u00e9"}'}
+
+    def test_a_ttl_is_kept_as_the_time_of_expiry(self):
+        store = {}
+        put({"n": 1}, store=KeyValueStore(store, clock=Clock(1000.5)), ttl=60)
+
+        assert store == {NAME: '@1060.5@{"n":1}'}
+
+    def test_bytes_are_kept_as_text(self):
+        store = {}
+        put({"n": 1}, store=store, codec=pickle)
+
+        assert store[NAME].startswith("@base64@")
+        assert store[NAME].isascii()
+
+    def test_text_beyond_ascii(self, valkey):
+        class Unicode:
+            loads = json.loads
+
+            @staticmethod
+            def dumps(data):
+                return json.dumps(data, ensure_ascii=False)
+
+        put({"e": "é😀"}, store=valkey, codec=Unicode)
+
+        assert valkey.get(NAME) == '{"e": "é😀"}'.encode()
+        assert found(store=valkey, codec=Unicode) == {"e": "é😀"}
+
+    @given(
+        st.one_of(st.text(min_size=1), st.text("@0.5 base64").filter(bool), st.binary()),
+        st.none() | st.floats(0, 1e12) | st.integers(0, 10**12),
+    )
+    @settings(derandomize=True, database=None, deadline=None)
+    def test_every_payload_comes_back(self, stored, expires):
+        text = compose(stored, expires)
+
+        assert parse(text) == (expires, stored)
+        assert text
+
+    def test_a_session_written_with_a_ttl_is_read_without_one(self):
+        clock = Clock()
+        store = KeyValueStore({}, clock=clock)
+        put({"n": 1}, store=store, ttl=60)
+        assert found(store=store) == {"n": 1}
+
+        clock.advance(60)
+        assert found(store=store) == {}
+
+    @pytest.mark.parametrize(
+        "stored", [7, 1.5, True, ["{}"], {"n": 1}, ("{}",), object(), {1}], ids=repr
+    )
+    @pytest.mark.parametrize("ttl", [None, 60])
+    def test_what_is_no_text_is_left(self, stored, ttl):
+        """4.5 Somebody else's data raises, and is left as it is."""
+        store = {NAME: stored}
+        ran = []
+
+        with pytest.raises(SessionDataError, match=NAME):
+            visit(ran.append, store=store, ttl=ttl)
+
+        assert ran == []
+        assert store[NAME] is stored
+
+    @pytest.mark.parametrize("stored", ["@5", "@-1", "@1700000000.5", "@0 base64"])
+    def test_a_head_without_an_end_is_no_session(self, stored):
+        """4.5 It is never wiped: cut off, or never ours."""
+        store = {NAME: stored}
+
+        with pytest.raises(SessionDataError, match=NAME):
+            visit(lambda message: None, store=store)
+
+        assert store == {NAME: stored}
+
+
+class TestExpire:
+    """Objects that can expire what they keep are told when."""
+
+    class Recording(GetSet):
+        def __init__(self):
+            super().__init__()
+            self.told = []
+
+        def set(self, key, value, **told):
+            super().set(key, value)
+            self.told.append(told)
+
+    def test_it_is_told_the_seconds(self):
+        client = self.Recording()
+        store = KeyValueStore(client, expire="timeout")
+        put({"n": 1}, store=store, ttl=60)
+        visit(lambda message: None, store=store, ttl=60)
+        put({"n": 2}, store=store, ttl=timedelta(minutes=2))
+        put({"n": 3}, store=store)
+
+        assert client.told == [{"timeout": 60}, {"timeout": 60}, {"timeout": 120}, {}]
+        assert client.kept == {NAME: '{"n":3}'}
+
+    def test_without_it_only_the_text_knows(self):
+        client = self.Recording()
+        put({"n": 1}, store=client, ttl=60)
+
+        assert client.told == [{}]
+
+    def test_diskcache(self, tmp_path):
+        import diskcache
+
+        with diskcache.Cache(str(tmp_path)) as cache:
+            store = KeyValueStore(cache, expire="expire")
+            put({"n": 1}, store=store, ttl=3600)
+            assert found(store=store, ttl=3600) == {"n": 1}
+            assert cache.get(NAME, expire_time=True)[1] is not None
+
+            put({"n": 2}, store=store)
+            assert cache.get(NAME, expire_time=True) == ('{"n":2}', None)
+
+    def test_cachelib(self, tmp_path):
+        from cachelib import FileSystemCache
+
+        cache = FileSystemCache(str(tmp_path))
+        store = KeyValueStore(cache, expire="timeout")
+        put({"n": 1}, store=store, ttl=3600)
+
+        assert found(store=store, ttl=3600) == {"n": 1}
+        assert cache.get(NAME) == '{"n":1}'
+
+    def test_redis(self, valkey):
+        store = KeyValueStore(valkey, expire="ex")
+        put({"n": 1}, store=store, ttl=3600)
+        assert 0 < valkey.ttl(NAME) <= 3600
+
+        put({"n": 2}, store=store)
+        assert valkey.ttl(NAME) == -1
+
+    def test_redis_with_a_timedelta(self, valkey):
+        """redis and pymemcache take whole seconds only."""
+        put({"n": 1}, store=KeyValueStore(valkey, expire="ex"), ttl=timedelta(hours=1))
+
+        assert 0 < valkey.ttl(NAME) <= 3600
+
+    def test_memcached(self, memcached):
+        store = KeyValueStore(memcached, expire="expire")
+        put({"n": 1}, store=store, ttl=3600)
+
+        assert found(store=store, ttl=3600) == {"n": 1}
+        assert memcached.get(NAME) == b'{"n":1}'
+
+
+class Full(GetSetDelete):
+    """Says False to what it does not keep, once it is full."""
+
+    full = False
+
+    def set(self, key, value):
+        if self.full is True or key == self.full:
+            return False
+        super().set(key, value)
+        return True
+
+
+class TestSetAnsweringFalse:
+    """6.1 That is a failure, not a success."""
+
+    @pytest.fixture
+    def store(self):
+        store = Full()
+        put({"n": 1}, store=store)
+        return store
+
+    def test_the_caller_hears_of_it(self, store):
+        store.full = True
+
+        with pytest.raises(SessionStoreError, match=r"Full\.set answered False") as caught:
+            put({"n": "secret"}, store=store)
+
+        assert NAME in str(caught.value)
+        assert "secret" not in str(caught.value)
+        assert found(store=store) == {"n": 1}
+
+    def test_it_works_again(self, store):
+        store.full = True
+        with pytest.raises(SessionStoreError):
+            put({"n": 2}, store=store)
+        store.full = False
+        put({"n": 3}, store=store)
+
+        assert found(store=store) == {"n": 3}
+
+    @pytest.mark.parametrize("other", ["the same store", "another store"])
+    def test_a_stack_saves_nothing(self, store, other):
+        @with_session(store={} if other == "another store" else store, property="one")
+        @with_session(store=store)
+        def handler(message):
+            before = dict(message.one), dict(message.session)
+            message.one["n"] = message.session["n"] = 2
+            return before
+
+        store.full = NAME
+        with pytest.raises(SessionStoreError):
+            handler(message())
+        store.full = False
+
+        assert handler(message()) == ({}, {"n": 1})
+
+    def test_an_update_that_only_reads_a_session_with_a_ttl(self, store):
+        put({"n": 1}, store=store, ttl=60)
+        store.full = True
+
+        with pytest.raises(SessionStoreError):
+            visit(lambda message: None, store=store, ttl=60)
+
+    def test_removing_where_nothing_can_be_deleted(self):
+        """It would be back at the next update."""
+        kept = {}
+        answers = [True, False]
+
+        def store_set(key, value):
+            if answer := answers.pop(0):
+                kept[key] = value
+            return answer
+
+        store = Client(get=kept.get, set=store_set)
+        put({"n": 1}, store=store)
+
+        with pytest.raises(SessionStoreError):
+            visit(lambda message: message.session.clear(), store=store)
+
+    def test_an_answer_of_delete_says_nothing(self):
+        """Many say False for what was not there."""
+        store = GetSet()
+        store.delete = lambda key: bool(store.kept.pop(key, None)) and False
+        put({"n": 1}, store=store)
+        visit(lambda message: message.session.clear(), store=store)
+
+        assert store.kept == {}
+
+
+REFUSED = "asynchronous: .* blocking client"
+
+
+async def coroutine(*args):
+    raise AssertionError("awaited")
+
+
+def awaitable(*args):
+    """As the methods of redis.asyncio: a plain function."""
+    return coroutine()
+
+
+class Awaitable:
+    """As a Future: nothing that has to be closed."""
+
+    def __init__(self, *args):
+        pass
+
+    def __await__(self):
+        raise AssertionError("awaited")
+
+
+class TestAsynchronous:
+    """6.3 An asynchronous store is refused with a clear error, and nothing is left un-awaited."""
+
+    @pytest.fixture(autouse=True)
+    def nothing_un_awaited(self):
+        """What pytest makes of a warning from a coroutine that is thrown away is a failure."""
+        yield
+        gc.collect()
+
+    @pytest.mark.parametrize("name", ["get", "set", "both"])
+    @pytest.mark.parametrize("items", [False, True], ids=["methods", "items"])
+    def test_coroutine_functions_at_decoration(self, name, items):
+        methods = {
+            each: coroutine if name in (each, "both") else lambda *args: None
+            for each in ("get", "set")
+        }
+        if items:
+            methods = {f"__{each}item__": method for each, method in methods.items()}
+
+        with pytest.raises(TypeError, match=REFUSED):
+            with_session(store=Client(**methods))
+
+    @pytest.mark.parametrize("make", [awaitable, Awaitable], ids=["coroutine", "awaitable"])
+    def test_awaitables_from_get(self, make):
+        ran = []
+        store = Client(get=make, set=make)
+
+        for _ in range(2):
+            with pytest.raises(SessionStoreError, match=REFUSED):
+                visit(ran.append, store=store)
+        assert ran == []
+
+    @pytest.mark.parametrize("make", [awaitable, Awaitable], ids=["coroutine", "awaitable"])
+    def test_awaitables_from_set(self, make):
+        store = Client(get=lambda key: None, set=make, delete=lambda key: None)
+
+        with pytest.raises(SessionStoreError, match=REFUSED):
+            put({"n": 1}, store=store)
+
+    @pytest.mark.parametrize("make", [awaitable, Awaitable], ids=["coroutine", "awaitable"])
+    def test_awaitables_from_set_where_nothing_can_be_deleted(self, make):
+        kept = {NAME: '{"n": 1}'}
+        store = Client(get=kept.get, set=make)
+
+        with pytest.raises(SessionStoreError, match=REFUSED):
+            visit(lambda message: message.session.clear(), store=store)
+
+    def test_awaitables_from_delete(self):
+        store = GetSet()
+        store.delete = Awaitable
+        put({"n": 1}, store=store)
+
+        with pytest.raises(SessionStoreError, match=REFUSED):
+            visit(lambda message: message.session.clear(), store=store)
+
+    def test_redis_asyncio(self):
+        """Its methods are plain functions that return awaitables. It is never connected."""
+        import redis.asyncio
+
+        client = redis.asyncio.Redis()
+        ran = []
+
+        with pytest.raises((TypeError, SessionStoreError), match=REFUSED):
+            visit(ran.append, store=client)
+
+        assert ran == []
+        asyncio.run(client.aclose())
+
+
+def scalars():
+    return st.one_of(
+        st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.binary(), st.dates()
+    )
+
+
+def values():
+    """Much of what a session may hold, and more than JSON can keep."""
+    keys = st.text() | st.integers() | st.booleans() | st.none() | st.floats()
+    return st.recursive(
+        scalars(),
+        lambda parts: st.one_of(
+            st.lists(parts, max_size=3),
+            st.dictionaries(keys, parts, max_size=3),
+            st.tuples(parts, parts),
+        ),
+        max_leaves=8,
+    )
+
+
+class Pickling:
+    """A codec that does the same as pickle, and is not the module."""
+
+    dumps = staticmethod(pickle.dumps)
+    loads = staticmethod(pickle.loads)
+
+
+class Plain:
+    """An object without equality of its own, as most are."""
+
+    n = 0
+
+
+class TestExactly:
+    """4.2 and 4.3 Any change is saved, and what is loaded is exactly what was saved."""
+
+    @pytest.mark.parametrize(
+        ("value", "path"),
+        [
+            *((value, "") for value in ((), {1}, frozenset(), b"x", object(), int, 1j, range(2))),
+            *((value, "") for value in (datetime.date.max, decimal.Decimal(1), math.nan, math.inf)),
+            (["a", (1,)], "[1]"),
+            (["a", {1: 2}.keys()], "[1]"),
+            ({"a": -math.inf}, "['a']"),
+            ({"a": [0, 1, {"b": (1,)}]}, "['a'][2]['b']"),
+            ({1.5: 1}, "[1.5]"),
+            ({None: 1}, "[None]"),
+            ({True: 1}, "[True]"),
+            ({(1, 2): 1}, "[(1, 2)]"),
+            ([{"a": {"b": 1, 7: 2}}], "[0]['a'][7]"),
+            (collections.OrderedDict(a=1), ""),
+            ({"a": collections.Counter()}, "['a']"),
+        ],
+        ids=repr,
+    )
+    def test_what_json_would_change(self, value, path):
+        """It is refused, and the message says where it is."""
+        store = {}
+
+        with pytest.raises(SessionDataError, match=re.escape(f"session['v']{path} in '{NAME}'")):
+            put({"v": value}, store=store)
+
+        assert store == {}
+
+    @given(st.dictionaries(st.text(), values(), max_size=3))
+    @settings(derandomize=True, database=None, deadline=None, max_examples=300)
+    def test_whatever_is_not_refused(self, content):
+        store = {}
+        try:
+            put(content, store=store)
+        except SessionDataError:
+            assert store == {}
+        else:
+            assert repr(found(store=store)) == repr(content)
+
+    def test_the_sign_of_zero(self):
+        store = {}
+        put({"x": 0.0}, store=store)
+        put({"x": -0.0}, store=store)
+
+        assert math.copysign(1, found(store=store)["x"]) == -1
+
+    def test_the_order_of_keys(self):
+        """As where the last used comes last."""
+        store = {}
+        put({"used": {"a": 1, "b": 2}}, store=store)
+
+        def use(message):
+            used = message.session["used"]
+            used["a"] = used.pop("a")
+
+        visit(use, store=store)
+
+        assert list(found(store=store)["used"]) == ["b", "a"]
+
+    @pytest.mark.parametrize(
+        ("before", "after"), [([1], (1,)), ({"1": 2}, {1: 2}), ({"null": 2}, {None: 2})], ids=repr
+    )
+    def test_what_json_would_change_to_what_is_stored(self, before, after):
+        """The handler finds another value next time than it left."""
+        store = {}
+        put({"v": before}, store=store)
+
+        with pytest.raises(SessionDataError, match=r"session\['v'\]"):
+            put({"v": after}, store=store)
+
+    def test_a_codec_that_leaves_out_all_that_is_new(self):
+        class Forgetful:
+            loads = json.loads
+
+            @staticmethod
+            def dumps(data):
+                return json.dumps({key: data[key] for key in data if type(data[key]) is int})
+
+        store = {}
+        put({"n": 1}, store=store, codec=Forgetful)
+
+        with pytest.raises(SessionDataError, match=r"session\['lost'\]"):
+            put({"n": 1, "lost": "x"}, store=store, codec=Forgetful)
+
+    @pytest.mark.parametrize(
+        ("before", "after"),
+        [
+            (decimal.Decimal("1.0"), decimal.Decimal("1.00")),
+            (
+                datetime.datetime(2024, 1, 1, 12, tzinfo=datetime.timezone.utc),
+                datetime.datetime(
+                    2024, 1, 1, 13, tzinfo=datetime.timezone(datetime.timedelta(hours=1))
+                ),
+            ),
+            ({1}, {True}),
+        ],
+        ids=repr,
+    )
+    def test_equal_values(self, before, after):
+        store = {}
+        put({"v": before}, store=store, codec=Pickling)
+        put({"v": after}, store=store, codec=Pickling)
+
+        assert repr(found(store=store, codec=Pickling)) == repr({"v": after})
+
+    def test_an_object_without_equality(self):
+        store = {}
+        put({"v": Plain()}, store=store, codec=Pickling)
+        visit(lambda message: setattr(message.session["v"], "n", 1), store=store, codec=Pickling)
+
+        assert found(store=store, codec=Pickling)["v"].n == 1
+
+    def test_an_object_without_equality_and_pickle_itself(self):
+        store = {}
+        put({"v": Plain()}, store=store, codec=pickle)
+        visit(lambda message: setattr(message.session["v"], "n", 1), store=store, codec=pickle)
+
+        assert found(store=store, codec=pickle)["v"].n == 1
+
+    def test_an_unchanged_set_is_not_written(self):
+        """Loaded, it has not the order of the larger set that it was before."""
+        value = set(range(200))
+        for number in range(200):
+            if number not in (1, 64):
+                value.discard(number)
+        kept = GetSet()
+        put({"v": value}, store=kept, codec=pickle)
+        writes = []
+        store = Client(get=kept.get, set=lambda key, value: writes.append(key))
+        visit(lambda message: message.session["v"], store=store, codec=pickle)
+
+        assert writes == []

@@ -1,0 +1,238 @@
+"""Kind to beginners: a message says what was wrong and what to do, and never shows a session.
+
+Those of wrong options are in `test_declaration`.
+"""
+
+import inspect
+import json
+import pickle
+import threading
+
+import pytest
+
+from telesession import (
+    MemoryStore,
+    SessionClosed,
+    SessionDataError,
+    SessionError,
+    SessionStoreError,
+    SessionUnavailable,
+    errors,
+    keys,
+    with_session,
+)
+from tests.helpers import SECRET, any_of, doing, says
+from tests.stores import message
+from tests.updates import UPDATES, VARIANTS, make
+
+
+def handle(body="pass", update=None, **options):
+    """Handle an update with ``body``, under ``with_session(**options)``; give the update."""
+    update = update or message()
+    with_session(**options)(doing(body))(update)
+    return update
+
+
+def by_chat_name(update):
+    return update.chat.title.lower()
+
+
+def by_nobody(update):
+    return ""
+
+
+def two_sessions_under_one_property():
+    by_chat = with_session(key=keys.chat, store={})
+    with_session(store={})(lambda update: by_chat(doing("pass"))(update))(message())
+
+
+def change_a_closed_session():
+    update = handle(f"message.cart.update(password='{SECRET}')", property="cart", store={})
+    doing(f"message.cart['password'] = '{SECRET}'")(update)
+
+
+INLINE = VARIANTS["inline query without a chat type"]
+
+# What goes wrong, the error, and what its message says.
+MESSAGES = {
+    "an attribute of the update": (
+        lambda: handle(property="options", update=make("poll", UPDATES["poll"])),
+        SessionError,
+        ["property='options'", "Poll", "already", "another property"],
+    ),
+    "another session's property": (
+        two_sessions_under_one_property,
+        SessionError,
+        ["'session'", "Message", "'session:42:42'", "still open", "its own property"],
+    ),
+    "set to no dict": (
+        lambda: handle(f"message.session = ['{SECRET}']", store={}),
+        SessionDataError,
+        ["'session'", "'session:42:42'", "list", "Set it to a dict, or to None"],
+    ),
+    "closed": (
+        change_a_closed_session,
+        SessionClosed,
+        ["'cart:42:42'", "after its handler returned", "thread", "before"],
+    ),
+    "a key that is none": (
+        lambda: handle(property="cart", key=by_nobody),
+        SessionError,
+        ["by_nobody", "'cart'", "gave ''", "Message", "str", "int", "None"],
+    ),
+    "a key function that fails": (
+        lambda: handle(property="cart", key=by_chat_name),
+        SessionError,
+        ["by_chat_name", "'cart'", "Message", "AttributeError", "return None"],
+    ),
+    "no session": (
+        lambda: handle("message.session['n']", update=make(*INLINE)),
+        SessionUnavailable,
+        ["'session'", "InlineQuery", "user_chat", "if update.session:", "telesession.keys.user"],
+    ),
+    "no session, assigned": (
+        lambda: handle(f"message.session = '{SECRET}'", update=make(*INLINE)),
+        SessionUnavailable,
+        ["'session'", "InlineQuery", "user_chat", "if update.session:", "telesession.keys.user"],
+    ),
+    "initial": (
+        lambda: handle(initial=list, store={}),
+        SessionDataError,
+        ["initial=list", "a list", "'session:42:42'", "new dict"],
+    ),
+    "a session that contains itself": (
+        lambda: handle("message.session['me'] = message.session", store={}),
+        SessionDataError,
+        ["session", "'session:42:42'", "codec=JSON"],
+    ),
+}
+
+
+@any_of(MESSAGES)
+def test_what_goes_wrong_in_a_handler(case):
+    """The message names the property, the key or the session, the reason and the cure."""
+    misuse, kind, words = case
+
+    with says(kind, *words):
+        misuse()
+
+
+@pytest.mark.parametrize(
+    ("make_store", "value", "place", "what", "cure"),
+    [
+        (dict, (SECRET,), "", "tuple", "JSON keeps"),
+        (dict, float("nan"), "", "float", "JSON keeps"),
+        (dict, {1: SECRET}, "[1]", "key of type int", "JSON keeps"),
+        (dict, [{}, {"deep": {SECRET}}], "[1]['deep']", "set", "JSON keeps"),
+        (MemoryStore, threading.Lock(), "", "lock", "codec=pickle"),
+        (MemoryStore, [{}, {"deep": lambda: SECRET}], "[1]['deep']", "function", "pickle keeps"),
+    ],
+)
+def test_a_value_that_can_not_be_kept(make_store, value, place, what, cure):
+    """4.3 The message names the path, the type and the session, and the cure fits the codec."""
+    session = with_session(store=make_store())
+
+    words = [
+        f"session['a b']{place} ",
+        what,
+        "'session:42:42'",
+        "convert",
+        "Nothing was saved",
+        cure,
+    ]
+    with says(SessionDataError, *words) as caught:
+        session(lambda message: message.session.update({"a b": value}))(message())
+
+    assert ("JSON" in str(caught.value)) == (make_store is dict)
+
+
+@pytest.mark.parametrize(
+    ("stored", "codec", "named"),
+    [
+        (f'{{"password": "{SECRET}"', None, "codec=JSON"),
+        (f'["{SECRET}"]', None, "codec=JSON"),
+        (f'{{"password": "{SECRET}"}}', pickle, "codec=pickle"),
+        (f"@never@{SECRET}", None, "store"),
+        (b"\xff" + SECRET.encode(), None, "'session:42:42'"),
+        ([SECRET], None, "'session:42:42'"),
+    ],
+)
+def test_stored_data_that_can_not_be_read(stored, codec, named):
+    """4.5 The message names the session and what failed, says that it was left, and what to do."""
+    store = {"session:42:42": stored}
+
+    with says(SessionDataError, "'session:42:42'", named, "left as it is", "store"):
+        handle("message.session['ran'] = True", store=store, codec=codec)
+
+    assert store == {"session:42:42": stored}
+
+
+class FailingStore(dict):
+    """Shows what it keeps, as dicts do, and fails to do what it is told to fail to."""
+
+    fails_to = ""
+
+    def answer(self, operation):
+        if operation == self.fails_to:
+            raise ConnectionError(f"no answer; {dict(self)}")
+
+    def get(self, key):
+        self.answer("get")
+        return super().get(key)
+
+    def set(self, key, value):
+        self.answer("set")
+        return self.fails_to != "accept"
+
+    def delete(self, key):
+        self.answer("delete")
+
+
+def failing(operation):
+    store = FailingStore({"session:42:42": json.dumps({"password": SECRET})})
+    store.fails_to = operation
+    return store
+
+
+@pytest.mark.parametrize(
+    ("operation", "body", "words"),
+    [
+        ("get", "pass", ["load", "ConnectionError", "The handler did not run"]),
+        ("set", "message.session['n'] = 1", ["save", "ConnectionError", "not saved"]),
+        ("delete", "del message.session", ["save", "ConnectionError", "not saved"]),
+        ("accept", "message.session['n'] = 1", ["not saved", "False", "log"]),
+    ],
+)
+def test_a_failing_store(operation, body, words):
+    """6.3 The message names the user's own store, of which there may be several, the session and
+    the client's error, and says what it means."""
+    with says(SessionStoreError, "FailingStore", "'session:42:42'", *words):
+        handle(body, store=failing(operation))
+
+
+def test_a_stack_on_a_failing_store():
+    """6.3 The message names all sessions that could not be loaded."""
+    store = failing("get")
+    cart = with_session(property="cart", key=keys.chat, store=store)
+
+    with says(SessionStoreError, "'cart:42'", "'session:42:42'"):
+        cart(with_session(store=store)(doing("pass")))(message())
+
+
+def test_a_store_that_fails_after_the_handler_did(caplog):
+    """6.3 The handler's own error matters more, so this is logged: the log names the session, and
+    doesn't show its content."""
+    with pytest.raises(ZeroDivisionError):
+        handle("1 / 0", store=failing("set"), ttl=60)
+
+    [record] = caplog.records
+    assert "'session:42:42'" in record.getMessage()
+    assert SECRET not in caplog.text
+
+
+def test_the_errors_say_what_they_are_for():
+    """7 Every error has a docstring, for those who look it up."""
+    classes = [each for _, each in inspect.getmembers(errors, inspect.isclass)]
+
+    assert len(classes) == 7
+    assert all(each.__doc__ and issubclass(each, SessionError) for each in classes)
