@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import inspect
+import shelve
 import threading
 import time
 import weakref
@@ -62,7 +63,8 @@ class KeyValueStore(Store):
             )
         self.store = store
         self._get, self._put, self._delete = get, put, delete
-        self._sync = getattr(store, "sync", None)  # shelve, dbm: else a crash loses what is new
+        # else a crash loses what is new; not for others, whose sync may be another thing
+        self._sync = store.sync if isinstance(store, shelve.Shelf) else None
         self._expire = expire
         self._clock = clock
         self._mutex = _mutexes.setdefault(id(store), threading.Lock())

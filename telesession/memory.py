@@ -126,12 +126,6 @@ class MemoryStore(Store):
         except KeyError:  # evicted at this very moment
             pass
 
-    def _use(self, name: str) -> None:
-        try:
-            self._entries.move_to_end(name)
-        except KeyError:  # evicted at this very moment
-            pass
-
     def _carry_out(self, name: str, payload: Payload | None, ttl: float | None) -> None:
         entry = self._entries.get(name)
         if payload is None:

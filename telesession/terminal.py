@@ -72,6 +72,9 @@ def _do(chat: Chat, line: str) -> None:
         else:
             traceback.print_exc()
         return
+    answers += chat.pending()  # of timers and threads, since the last line
+    if not answers:
+        print("(no answer)")
     for answer in answers:
         if answer:
             print(f"bot> {answer}")

@@ -63,7 +63,7 @@ def valkey(valkey_port: int) -> Iterator[Any]:
     """A `redis.Redis` client of an empty Valkey server."""
     import redis
 
-    with redis.Redis(port=valkey_port) as client:
+    with redis.Redis(port=valkey_port, socket_timeout=STARTUP) as client:
         client.flushall()
         yield client
 

@@ -7,6 +7,7 @@ and set, and to mappings. Where the store does not matter it is a plain dict.
 import asyncio
 import collections
 import datetime
+import dbm.dumb
 import decimal
 import gc
 import importlib.util
@@ -206,6 +207,25 @@ class TestWhatIsAStore:
             use(store)
 
         assert "store=" in str(caught.value)
+
+    def test_a_shelf_is_written_at_once(self, tmp_path):
+        """A bot may end by a crash, which closes nothing."""
+        with shelve.Shelf(dbm.dumb.open(str(tmp_path / "shelf"))) as shelf:
+            put({"n": 1}, store=shelf)
+            with shelve.Shelf(dbm.dumb.open(str(tmp_path / "shelf"), "r")) as other:
+                assert other[NAME] == '{"n":1}'
+
+    def test_no_other_method_of_a_client_is_called(self):
+        """What `sync` is to a shelf, it is not to Redis: there it begins a replication."""
+        kept = GetSetDelete()
+        called = []
+        store = Client(get=kept.get, set=kept.set, delete=kept.delete)
+        for name in ("sync", "flush", "save", "commit", "close"):
+            setattr(store, name, lambda *args, name=name: called.append(name))
+        put({"n": 1}, store=store)
+        visit(lambda message: message.session.clear(), store=store)
+
+        assert called == []
 
     @pytest.mark.parametrize("decoded", [False, True], ids=["bytes", "str"])
     def test_a_redis_client_either_way(self, valkey, decoded):
