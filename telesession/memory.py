@@ -83,7 +83,10 @@ class MemoryStore(Store):
                 payloads.append(None)
                 continue
             payloads.append(entry.payload)
-            self._use(name)
+            try:
+                self._entries.move_to_end(name)
+            except KeyError:  # evicted at this very moment
+                pass
         return None, payloads
 
     def commit(self, lease: None, changes: Sequence[Change]) -> None:
@@ -91,7 +94,10 @@ class MemoryStore(Store):
             entry = self._entries.get(name)
             if entry and entry.cache is self._forever and ttl is None and payload is not None:
                 entry.payload = payload
-                self._use(name)
+                try:
+                    self._entries.move_to_end(name)
+                except KeyError:
+                    pass
             else:
                 with self._mutex:
                     self._carry_out(name, payload, ttl)
@@ -119,12 +125,6 @@ class MemoryStore(Store):
         if ttl not in self._timed:
             self._timed[ttl] = _Expiring(ttl, self._clock, self._entries.pop)
         return self._timed[ttl]
-
-    def _use(self, name: str) -> None:
-        try:
-            self._entries.move_to_end(name)
-        except KeyError:  # evicted at this very moment
-            pass
 
     def _carry_out(self, name: str, payload: Payload | None, ttl: float | None) -> None:
         entry = self._entries.get(name)

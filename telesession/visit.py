@@ -94,13 +94,15 @@ class Visit:
                 session.__class__ = ClosedSession
                 data = dict(session) if left is session else _replacement(session, left)
                 if data or session._stored is not None:
-                    payload = _encode(session, data)
+                    try:
+                        payload = encode(declaration.codec, data, session._before)
+                    except Unkeepable as error:
+                        raise declaration.unkeepable(session._name, error) from error.__cause__
+                    ttl = declaration.seconds
                     if payload is not session._before:
-                        changes.append(
-                            (session._name, payload if data else None, declaration.seconds)
-                        )
-                    elif _has_ttl(session):
-                        changes.append(_as_it_was(session))
+                        changes.append((session._name, payload if data else None, ttl))
+                    elif ttl is not None and session._stored is not None:
+                        changes.append((session._name, session._stored, ttl))
                 if left is not session:
                     replaced = (*replaced, (session, data))
             plan.append(changes)
@@ -301,6 +303,8 @@ def _undo(leases: Sequence[Lease], plan: Sequence[Sequence[Change]]) -> None:
     for (store, _, sessions), changes in zip(leases, plan):
         written = {name: payload for name, payload, _ in changes}
         mine = [session for session in sessions if session._name in written]
+        if not mine:
+            continue
         with contextlib.suppress(Exception):
             token, found = store.open([session._name for session in mine], 0)
             unspoilt = [one for one, now in zip(mine, found) if now == written[one._name]]
