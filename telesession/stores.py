@@ -24,8 +24,9 @@ class Store(ABC):
 
     All sessions of a stack that live on one store are opened by one call and committed by one
     call, so a store can lease and read them in one round trip and write and release them in
-    another. Handlers of one process have queued before they come here: `open` is never called
-    for a session that this process has open.
+    another. Handlers of one process have queued before they come here. Only where a stack lives on
+    several stores, and a later one failed to commit, are the sessions of an earlier one opened once
+    more, with no time to wait, to take back what was written.
 
     Errors: a `SessionError` that a store raises is passed on; any other `Exception` reaches the
     caller as a `SessionStoreError` with that exception as its cause.

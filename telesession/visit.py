@@ -4,8 +4,7 @@ The sessions are locked in sorted order, loaded and injected; the handler runs; 
 closed; what changed is saved; the locks are released. A handler called by another handler joins
 the sessions that the outer visit has open already.
 
-Every update of every bot passes through here. So `Visit.__init__`, `Visit.save` and `Visit.leave`
-are written out, for the price of a call each, and what is rare stands in functions of its own.
+Every update of every bot passes through here, so what is rare stands in functions of its own.
 """
 
 import contextlib
@@ -94,15 +93,12 @@ class Visit:
                 session.__class__ = ClosedSession
                 data = dict(session) if left is session else _replacement(session, left)
                 if data or session._stored is not None:
-                    try:
-                        payload = encode(declaration.codec, data, session._before)
-                    except Unkeepable as error:
-                        raise declaration.unkeepable(session._name, error) from error.__cause__
-                    ttl = declaration.seconds
+                    payload = _encode(session, data)
                     if payload is not session._before:
-                        changes.append((session._name, payload if data else None, ttl))
-                    elif ttl is not None and session._stored is not None:
-                        changes.append((session._name, session._stored, ttl))
+                        kept = payload if data else None
+                        changes.append((session._name, kept, declaration.seconds))
+                    elif _has_ttl(session):
+                        changes.append(_as_it_was(session))
                 if left is not session:
                     replaced = (*replaced, (session, data))
             plan.append(changes)
@@ -154,7 +150,6 @@ class Visit:
         except Exception as error:
             raise _failure("load", store, sessions, error) from error
         self._leases.append((store, token, sessions))
-        update = self._update
         for session, stored in zip(sessions, payloads):
             declaration = session._declaration
             session._stored = session._before = stored
@@ -168,9 +163,7 @@ class Visit:
                 if not isinstance(data, dict):
                     raise declaration.unreadable(session._name)
                 session.update(data)
-            if getattr(update, declaration.attribute, _MISSING) is not _MISSING:
-                _check_free(update, declaration.attribute)
-            setattr(update, declaration.attribute, session)
+            _inject(self._update, declaration.attribute, session)
 
     def _open_each(self, stack: "Stack") -> None:
         for store in stack.stores:
@@ -277,8 +270,7 @@ def _wrong_type(session: Session, left: Any) -> SessionDataError:
 
 
 def _inject(update: Any, property: str, session: Any) -> None:
-    if getattr(update, property, _MISSING) is not _MISSING:
-        _check_free(update, property)
+    _check_free(update, property)
     setattr(update, property, session)
 
 

@@ -14,9 +14,24 @@ from typing import Any, NoReturn
 
 import pytest
 
+from telesession import with_session
+from telesession.locks import locks
 from tests.stores import BACKENDS, Backend
 
 STARTUP = 10  # seconds, a guard: servers answer within a tenth of one
+
+
+@pytest.fixture
+def store():
+    """A store for a test's sessions, none of which is left locked."""
+    yield {}
+    assert len(locks) == 0
+
+
+@pytest.fixture
+def session(store):
+    """A declaration of sessions on that store."""
+    return with_session(store=store)
 
 
 @pytest.fixture(params=BACKENDS)

@@ -9,7 +9,6 @@ from contextlib import suppress
 import pytest
 
 from telesession import MemoryStore, SessionClosed, SessionDataError, with_session
-from telesession.locks import locks
 from tests.helpers import (
     ADDING,
     CHANGING,
@@ -24,18 +23,6 @@ from tests.helpers import (
     run_together,
 )
 from tests.stores import message
-
-
-@pytest.fixture
-def store():
-    yield {}
-    assert len(locks) == 0
-
-
-@pytest.fixture
-def session(store):
-    return with_session(store=store)
-
 
 # Replacing and clearing (2.4)
 

@@ -11,22 +11,10 @@ from telebot import apihelper, util
 from telebot.handler_backends import BaseMiddleware, ContinueHandling
 
 from telesession import SessionClosed, SessionError, keys, with_session
-from telesession.locks import locks
 from telesession.testing import Chat
 from tests.helpers import any_of, content, count, hiding, keep, nobody, wrapping
 from tests.stores import message
 from tests.updates import UPDATES, make
-
-
-@pytest.fixture
-def store():
-    yield {}
-    assert len(locks) == 0
-
-
-@pytest.fixture
-def session(store):
-    return with_session(store=store)
 
 
 class Greeter(BaseMiddleware):

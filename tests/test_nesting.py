@@ -16,7 +16,6 @@ from telesession import (
     keys,
     with_session,
 )
-from telesession.locks import locks
 from tests.helpers import (
     ADDING,
     CLEARING,
@@ -33,18 +32,6 @@ from tests.helpers import (
 )
 from tests.stores import TIMEOUT, Leasing, WatchedClient, message
 from tests.updates import UPDATES, make
-
-
-@pytest.fixture
-def store():
-    yield {}
-    assert len(locks) == 0
-
-
-@pytest.fixture
-def session(store):
-    return with_session(store=store)
-
 
 # What a nested handler may be called with: the update itself, or another one of the same session.
 ON = pytest.mark.parametrize(

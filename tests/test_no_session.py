@@ -8,21 +8,9 @@ import pytest
 from telebot import util
 
 from telesession import SessionError, SessionUnavailable, keys, with_session
-from telesession.locks import locks
 from tests.helpers import CHANGING, Failure, any_of, content, count, doing, keep, nobody, says
 from tests.stores import message
 from tests.updates import UPDATES, make
-
-
-@pytest.fixture
-def store():
-    yield {}
-    assert len(locks) == 0
-
-
-@pytest.fixture
-def session(store):
-    return with_session(store=store)
 
 
 @pytest.fixture
