@@ -11,7 +11,7 @@ import telebot
 
 from telesession import keys, terminal, with_session
 
-bot = telebot.TeleBot(os.environ.get("BOT_TOKEN", "1:terminal"))
+bot = telebot.TeleBot(os.environ.get("BOT_TOKEN") or "1:terminal")
 
 
 @bot.message_handler(func=lambda message: True)
@@ -27,7 +27,7 @@ def count(message: Any) -> None:
 
 
 if __name__ == "__main__":
-    if "BOT_TOKEN" in os.environ:
+    if os.environ.get("BOT_TOKEN"):
         bot.infinity_polling()
     else:
         terminal.run(bot, chat=-1)
