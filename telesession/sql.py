@@ -1,0 +1,339 @@
+"""`SQLStore`: sessions in a SQL database, safe for many processes, over SQLAlchemy Core."""
+
+import contextlib
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import mysql, postgresql, sqlite
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from telesession.errors import SessionDataError
+from telesession.keyvalue import compose, parse
+from telesession.leases import Held, LeasingStore, identity
+from telesession.stores import Change, Payload
+
+logger = logging.getLogger("telesession")
+
+_PURGE_LIMIT = 1000  # rows that one update removes at the most
+_PURGE_INTERVAL = 1.0  # seconds, unless the last one found more rows than that
+_ATTEMPTS = 5  # to write while other transactions are in the way
+
+Result = TypeVar("Result")
+
+
+class SQLStore(LeasingStore):
+    """Sessions in one table of SQLite, PostgreSQL, MySQL or MariaDB.
+
+    The table is made when it is first needed. An update takes two transactions: one leases and
+    reads all its sessions, the other writes them and lets go. Leases, and sessions with a ttl,
+    are over by the database's clock. Sessions whose time is over are removed as updates come, at
+    most a thousand at a time.
+
+    SQLite is for the processes of one host. A file in which this store makes its table is put
+    into WAL mode; it is written by one process at a time, and so is each session.
+
+    Args:
+        engine: what ``sqlalchemy.create_engine`` gave.
+        table: the name of the table.
+        lease: seconds (or a `timedelta`) after which a session is free again if its process died.
+
+    >>> SQLStore(sa.create_engine("sqlite:///sessions.db"))
+    SQLStore(sqlite:///sessions.db, table='telesession')
+    """
+
+    def __init__(
+        self,
+        engine: sa.Engine,
+        *,
+        table: str = "telesession",
+        lease: float | timedelta = 10.0,
+    ) -> None:
+        super().__init__(lease)
+        if not isinstance(engine, sa.Engine):
+            raise TypeError(
+                f"engine={engine!r} is no (blocking) SQLAlchemy engine: give what "
+                "sqlalchemy.create_engine(url) returns"
+            )
+        if not isinstance(table, str) or not table:
+            raise TypeError(f"table={table!r} must be a str, the name of a table")
+        dialect = engine.dialect.name
+        if dialect not in _NOW:
+            raise ValueError(
+                f"engine={engine!r}: SQLStore is for SQLite, PostgreSQL, MySQL and MariaDB"
+            )
+        if dialect == "sqlite" and isinstance(engine.pool, sa.SingletonThreadPool):
+            raise ValueError(
+                f"engine={engine!r} is a database in memory, another one for each thread: give "
+                "one with a file, such as create_engine('sqlite:///sessions.db'), or use "
+                "telesession.MemoryStore"
+            )
+        self.engine = engine
+        self.table = _table(table)
+        level = _ISOLATION.get(dialect)
+        self._engine = engine.execution_options(isolation_level=level) if level else engine
+        self._sql = _Statements(self.table, dialect, self.lease)
+        # SQLite has one writer at a time: those of one process need not compete for the file
+        self._turn: Any = threading.Lock() if dialect == "sqlite" else contextlib.nullcontext()
+        self._made = False
+        self._purged = 0.0
+
+    @property
+    def identity(self) -> object:
+        return identity(self.engine, self.table.name)
+
+    def __repr__(self) -> str:
+        return f"SQLStore({self.engine.url!r}, table={self.table.name!r})"
+
+    def acquire(self, names: Sequence[str], token: str, waited: float) -> Sequence[Payload | None]:
+        sql = self._sql
+        try:
+            with self._transaction() as connection:
+                # in sorted order, here and below, so that transactions can't deadlock
+                connection.execute(sql.lease, [{"key": n, "holder": token} for n in sorted(names)])
+                rows = {row.name: row for row in connection.execute(sql.read, {"keys": names})}
+                for name in names:
+                    if rows[name].token != token:
+                        raise Held(name)
+        except DBAPIError as error:
+            if _in_the_way(error):
+                raise Held(names[0]) from None
+            raise
+        return [
+            None if rows[name].expired else _payload(name, rows[name].payload) for name in names
+        ]
+
+    def renew(self, names: Sequence[str], token: str) -> bool:
+        def run(connection: sa.Connection) -> bool:
+            return all(
+                connection.execute(self._sql.renew, {"key": name, "holder": token}).rowcount
+                for name in sorted(names)
+            )
+
+        return self._patiently(run)
+
+    def write(
+        self, names: Sequence[str], token: str, changes: Sequence[Change], *, release: bool = True
+    ) -> bool:
+        planned = {name: (payload, ttl) for name, payload, ttl in changes}
+
+        def run(connection: sa.Connection) -> bool:
+            for name in sorted(names):
+                values: dict[str, Any] = {"key": name, "holder": token}
+                statements: tuple[Any, ...]
+                if name not in planned:
+                    statements = self._sql.release if release else (self._sql.renew,)
+                elif planned[name][0] is None:
+                    statements = (self._sql.delete if release else self._sql.empty,)
+                else:
+                    payload, ttl = planned[name]
+                    values |= {"content": compose(payload, None), "ttl": ttl}  # type: ignore[arg-type]
+                    statements = (self._sql.save if release else self._sql.save_and_keep,)
+                if not any(connection.execute(each, values).rowcount for each in statements):
+                    return False
+            return True
+
+        done = self._patiently(run)
+        if release:
+            self._purge()
+        return done
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sa.Connection]:
+        if not self._made:
+            self._make()
+        try:
+            with self._turn, self._engine.connect() as connection:
+                begin = _BEGIN.get(connection.dialect.name)
+                if begin:
+                    connection.exec_driver_sql(begin)
+                try:
+                    yield connection
+                    connection.exec_driver_sql("COMMIT")
+                except BaseException:
+                    with contextlib.suppress(SQLAlchemyError):  # the connection may be gone
+                        connection.exec_driver_sql("ROLLBACK")
+                    raise
+        except SQLAlchemyError:
+            self._made = False  # it may be another database when it is back
+            raise
+
+    def _make(self) -> None:
+        with self._turn, self._engine.connect() as connection:
+            if not sa.inspect(connection).has_table(self.table.name):
+                if connection.dialect.name == "sqlite":
+                    connection.exec_driver_sql("PRAGMA journal_mode = WAL")
+                try:
+                    self.table.create(connection)
+                    connection.commit()
+                except SQLAlchemyError:
+                    connection.rollback()
+                    if not sa.inspect(connection).has_table(self.table.name):
+                        raise  # else another process was quicker
+        self._made = True
+
+    def _patiently(self, run: Callable[[sa.Connection], bool]) -> bool:
+        """Do it all in one transaction, or nothing of it where a lease is over."""
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                with self._transaction() as connection:
+                    if not run(connection):
+                        raise _Over
+                return True
+            except _Over:
+                return False
+            except DBAPIError as error:
+                if attempt == _ATTEMPTS or not _in_the_way(error):
+                    raise
+            time.sleep(random.uniform(0, 0.01 * 2**attempt))
+        raise AssertionError  # the last attempt has returned or raised
+
+    def _purge(self) -> None:
+        """Remove sessions whose time is over."""
+        if time.monotonic() - self._purged < _PURGE_INTERVAL:
+            return
+        self._purged = time.monotonic()
+        try:
+            with self._transaction() as connection:
+                names = connection.execute(self._sql.find_over).scalars().all()
+                if names:
+                    connection.execute(self._sql.purge, {"keys": names})
+                if len(names) == _PURGE_LIMIT:
+                    self._purged = 0.0
+        except SQLAlchemyError as error:  # the update has been saved: this can be done later
+            logger.debug("%r could not remove what expired: %s", self, type(error).__name__)
+
+
+class _Over(Exception):
+    """A lease is over: roll back."""
+
+
+class _Name(sa.TypeDecorator[str]):
+    """A session's name. MySQL would compare text without regard to case and trailing spaces."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: sa.Dialect) -> Any:
+        return mysql.VARBINARY(767) if _is_mysql(dialect.name) else sa.Text()
+
+    def process_bind_param(self, value: str | None, dialect: sa.Dialect) -> Any:
+        return value.encode() if value is not None and _is_mysql(dialect.name) else value
+
+    def process_result_value(self, value: Any, dialect: sa.Dialect) -> str | None:
+        return value.decode() if isinstance(value, (bytes, bytearray)) else value
+
+
+def _table(name: str) -> sa.Table:
+    return sa.Table(
+        name,
+        sa.MetaData(),
+        sa.Column("name", _Name, primary_key=True),
+        # null while a session that isn't stored is leased
+        sa.Column("payload", sa.Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")),
+        # all times are seconds since the epoch
+        sa.Column("expires", sa.Double, index=True),
+        sa.Column("token", sa.String(32)),
+        sa.Column("leased_until", sa.Double),
+    )
+
+
+class _Statements:
+    """What the store says to the database. ``key`` is a session's name, ``holder`` a token."""
+
+    def __init__(self, table: sa.Table, dialect: str, lease: float) -> None:
+        t = table.c
+        now: Any = sa.literal_column(_NOW[dialect], sa.Double)
+        until = now + lease
+        key, holder = sa.bindparam("key", type_=_Name), sa.bindparam("holder", type_=sa.String)
+        keys: Any = sa.bindparam("keys", expanding=True, type_=_Name)
+        mine = (t.name == key) & (t.token == holder) & (t.leased_until > now)
+        free = t.token.is_(None) | (t.leased_until <= now) | (t.token == holder)
+        over = (t.expires <= now) & (t.leased_until.is_(None) | (t.leased_until <= now))
+
+        row = {"name": key, "token": holder, "leased_until": until, "expires": until}
+        if _is_mysql(dialect):
+            # assigned in this order, the second with the token that the first has set
+            self.lease: Any = mysql.insert(table).values(row)
+            self.lease = self.lease.on_duplicate_key_update(
+                [
+                    ("token", sa.case((free, holder), else_=t.token)),
+                    ("leased_until", sa.case((t.token == holder, until), else_=t.leased_until)),
+                ]
+            )
+        else:
+            insert: Any = postgresql.insert if dialect == "postgresql" else sqlite.insert
+            self.lease = insert(table).values(row)
+            self.lease = self.lease.on_conflict_do_update(
+                index_elements=[t.name], set_={"token": holder, "leased_until": until}, where=free
+            )
+        self.read = sa.select(
+            t.name, t.payload, t.token, (t.expires <= now).label("expired")
+        ).where(t.name.in_(keys))
+
+        update = sa.update(table).where(mine)
+        released = {"token": None, "leased_until": None}
+        ttl: Any = sa.bindparam("ttl", type_=sa.Double)
+        content = {"payload": sa.bindparam("content", type_=sa.Text), "expires": now + ttl}
+        self.renew = update.values(leased_until=until)
+        self.save = update.values(**content, **released)
+        self.save_and_keep = update.values(**content)
+        self.empty = update.values(payload=None, expires=t.leased_until)
+        self.delete = sa.delete(table).where(mine)
+        # one of the two, by whether anything is stored
+        self.release = (
+            update.where(t.payload.is_not(None)).values(**released),
+            self.delete.where(t.payload.is_(None)),
+        )
+        # what others are working with just now is left to them
+        self.find_over = (
+            sa.select(t.name).where(over).limit(_PURGE_LIMIT).with_for_update(skip_locked=True)
+        )
+        self.purge = sa.delete(table).where(t.name.in_(keys) & over)
+
+
+_MYSQL_NOW = "timestampdiff(microsecond, '1970-01-01', utc_timestamp(6)) / 1e6"
+#: The database's clock, in seconds since the epoch.
+_NOW = {
+    "sqlite": "(julianday('now') - 2440587.5) * 86400.0",
+    "postgresql": "cast(extract(epoch from clock_timestamp()) as double precision)",
+    "mysql": _MYSQL_NOW,
+    "mariadb": _MYSQL_NOW,
+}
+# A transaction that begins to write at once is never told in its middle that it can't.
+_BEGIN = {"sqlite": "BEGIN IMMEDIATE", "mysql": "START TRANSACTION", "mariadb": "START TRANSACTION"}
+_ISOLATION: dict[str, Any] = {"sqlite": "AUTOCOMMIT", "postgresql": "READ COMMITTED"}
+
+
+def _is_mysql(dialect: str) -> bool:
+    return dialect in ("mysql", "mariadb")
+
+
+def _in_the_way(error: DBAPIError) -> bool:
+    """Whether another transaction hindered this one, which may well succeed at the next try."""
+    original: Any = error.orig
+    state = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
+    code = getattr(original, "sqlite_errorname", "") or ""  # since Python 3.11
+    number = original.args[0] if original is not None and original.args else None
+    return (
+        state in ("40001", "40P01")  # serialization failure, deadlock detected
+        or number in (1205, 1213)  # MySQL: lock wait timeout, deadlock
+        or code.startswith(("SQLITE_BUSY", "SQLITE_LOCKED"))
+        or str(number).startswith("database is locked")
+    )
+
+
+def _payload(name: str, found: Any) -> Payload | None:
+    try:
+        return None if found is None else parse(found)[1]
+    except (AttributeError, TypeError, ValueError) as error:
+        raise SessionDataError(
+            f"{name!r}: the table has something there that telesession did not write. It is left "
+            "as it is, and the handler did not run. Give SQLStore a table of its own, or delete "
+            "the row."
+        ) from error

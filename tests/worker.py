@@ -1,0 +1,159 @@
+"""A process of its own that handles updates, for tests of what several of them do to one store.
+
+``python -m tests.worker URL TASK [ARGUMENTS]``; see `Worker`, which starts one.
+"""
+
+import contextlib
+import json
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from telesession import with_session
+from tests.stores import TIMEOUT, message
+
+ROOT = Path(__file__).parent.parent
+
+
+@contextlib.contextmanager
+def connect(url: str, **options: Any) -> Iterator[Any]:
+    """The leasing store that lives at ``url``."""
+    scheme = url.partition(":")[0]
+    if scheme == "mongodb":
+        import pymongo
+
+        from telesession.mongo import MongoStore
+
+        with pymongo.MongoClient(url) as client:
+            yield MongoStore(client.test.telesession, **options)
+    elif scheme.startswith("redis"):
+        import redis
+        from redis.cluster import RedisCluster
+
+        from telesession.redis import RedisStore
+
+        cluster = scheme == "redis+cluster"
+        kind = RedisCluster if cluster else redis.Redis
+        with kind.from_url(url.replace("redis+cluster", "redis")) as client:
+            yield RedisStore(client, **options)
+    else:
+        import sqlalchemy as sa
+
+        from telesession.sql import SQLStore
+
+        engine = sa.create_engine(url, pool_size=16)
+        yield SQLStore(engine, **options)
+        engine.dispose()
+
+
+class Worker:
+    """A process that does a task on the store at ``url``.
+
+    It says "ready" when it is about to begin, waits for a line, and ends with what it made of it.
+    """
+
+    def __init__(self, url: str, task: str, *arguments: object) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.worker", url, task, *map(str, arguments)],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def read(self) -> Any:
+        """The next thing that it says."""
+        line = self.process.stdout.readline()  # type: ignore[union-attr]
+        assert line, f"the worker ended with {self.process.wait(TIMEOUT)}"
+        return json.loads(line)
+
+    def go(self) -> None:
+        self.process.stdin.write("\n")  # type: ignore[union-attr]
+        self.process.stdin.flush()  # type: ignore[union-attr]
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+@contextlib.contextmanager
+def workers(number: int, url: str, task: str, *arguments: object) -> Iterator[list[Worker]]:
+    """That many workers, which have all begun when the body runs."""
+    with contextlib.ExitStack() as stack:
+        all = [stack.enter_context(Worker(url, task, *arguments)) for _ in range(number)]
+        for worker in all:
+            assert worker.read() == "ready"
+        for worker in all:
+            worker.go()
+        yield all
+
+
+def say(what: object) -> None:
+    print(json.dumps(what), flush=True)
+
+
+def ready() -> None:
+    say("ready")
+    sys.stdin.readline()
+
+
+# Tasks
+
+
+def increments(url: str, times: str, threads: str, users: str) -> None:
+    """Count messages: ``times`` of them on each of ``threads``, of random users; say how many."""
+    counted: dict[int, int] = {}
+    with connect(url) as store:
+
+        @with_session(store=store)
+        def count(update: Any) -> None:
+            n = update.session.get("n", 0)
+            time.sleep(random.random() * 0.003)
+            update.session["n"] = n + 1
+
+        def run() -> None:
+            for _ in range(int(times)):
+                user = random.randrange(int(users))
+                count(message(user + 42))
+                with mutex:
+                    counted[user] = counted.get(user, 0) + 1
+
+        mutex = threading.Lock()
+        crowd = [threading.Thread(target=run) for _ in range(int(threads))]
+        ready()
+        start = time.monotonic()
+        for thread in crowd:
+            thread.start()
+        for thread in crowd:
+            thread.join()
+    say({"seconds": time.monotonic() - start, "counted": counted})
+
+
+def hold(url: str, lease: str, seconds: str) -> None:
+    """Have the session of user 42 for so many seconds, and say so; then say how that went."""
+    with connect(url, lease=float(lease)) as store:
+
+        @with_session(store=store)
+        def handler(update: Any) -> None:
+            update.session["held"] = update.session.get("held", 0) + 1
+            say("inside")
+            time.sleep(float(seconds))
+
+        ready()
+        try:
+            handler(message())
+            say("saved")
+        except Exception as error:
+            say(type(error).__name__)
+
+
+if __name__ == "__main__":
+    globals()[sys.argv[2]](sys.argv[1], *sys.argv[3:])
