@@ -3,6 +3,7 @@
 from telesession import keys
 from telesession.codecs import JSON
 from telesession.data import Session
+from telesession.declaration import Declaration
 from telesession.errors import (
     SessionBusy,
     SessionClosed,
@@ -18,6 +19,7 @@ from telesession.session import with_session
 from telesession.stores import Store
 
 __all__ = [
+    "Declaration",
     "JSON",
     "KeyValueStore",
     "MemoryStore",

@@ -70,6 +70,12 @@ def checked_seconds(option: str, value: Any) -> float:
     return seconds
 
 
+def checked_busy(busy: Any) -> str:
+    if busy not in ("wait", "queue", "drop"):
+        raise ValueError(f"busy={busy!r} must be 'wait', 'queue' or 'drop'")
+    return str(busy)
+
+
 def called(thing: Any) -> str:
     """What to call a function, or a module, in a message."""
     name = getattr(thing, "__qualname__", None) or getattr(thing, "__name__", None)

@@ -7,7 +7,7 @@ from telesession.errors import SessionClosed, SessionUnavailable
 from telesession.stores import Payload
 
 if TYPE_CHECKING:
-    from telesession.session import Declaration
+    from telesession.declaration import Declaration
 
 
 class Session(dict[str, Any]):

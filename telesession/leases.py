@@ -38,6 +38,7 @@ from telesession.stores import Change, Payload, Store
 logger = logging.getLogger("telesession")
 
 _LONGEST_POLL = 0.1  # seconds between two looks at a session that others have leased
+_LONGEST_NAP = 2.0  # seconds between two looks of the renewer at leases, or whether it is needed
 
 
 class Held(Exception):
@@ -71,8 +72,11 @@ class LeasingStore(Store):
 
     To write one, subclass it and implement `acquire`, `renew` and `write`. Each is one atomic
     step on the server, for all names that it is given or none, and safe to call from several
-    threads at once. The server's clock says when a lease, or a session with a ttl, is over.
+    threads at once. The server's clock says when a lease, or a session with a ttl, is over. What
+    is stored of a session comes back as it was given, `str` as `str` and `bytes` as `bytes`.
+
     Handlers of one process queue before they come here: two of them never ask for one session.
+    Where several store objects can stand for one place on the server, `identity` has to say so.
 
     Where the server can only handle some sessions in one step, `groups` tells which; where it can
     tell that a session became free, `wait` listens to it. Errors of the client are raised as they
@@ -89,7 +93,7 @@ class LeasingStore(Store):
 
     @abstractmethod
     def acquire(self, names: Sequence[str], token: str, waited: float) -> Sequence[Payload | None]:
-        """Lease the sessions ``names`` to ``token`` for `lease` seconds, and read them.
+        """Lease the sessions ``names`` to ``token`` for `lease` seconds, and read them, at once.
 
         Returns what is stored of each, in this order, `None` where nothing is or it has expired.
         If another token holds any of them, takes none and raises `Held`. For data that it can't
@@ -115,7 +119,8 @@ class LeasingStore(Store):
         """The same names, by what one step can handle, and always in the same order.
 
         Sessions of several groups are written one group after the other, and what was written is
-        taken back if a later one can't be; only a process that dies in between leaves a part.
+        taken back if a later one can't be; only a process that dies or stalls in between leaves a
+        part.
         """
         return [names]
 
@@ -158,8 +163,10 @@ class LeasingStore(Store):
         except BaseException:
             self._release(lease.groups, lease.token)
             raise
-        if changes and not kept:
-            self._release(lease.groups, lease.token)
+        if kept:
+            return
+        self._release(lease.groups, lease.token)  # there may be some that are not lost
+        if changes:
             names = ", ".join(repr(name) for name, _, _ in changes)
             raise SessionLost(
                 f"{names} was not saved: its lease of {self.lease:g} seconds ran out while the "
@@ -175,11 +182,11 @@ class LeasingStore(Store):
         for number, names in enumerate(groups):
             try:
                 found.update(zip(names, self.acquire(names, token, waited)))
-            except SessionDataError:
-                self._release(groups[: number + 1], token)
-                raise
-            except BaseException:
-                self._release(groups[:number], token)
+            except BaseException as error:
+                # Ctrl-C may come when these are leased already. A client that failed is not asked
+                # once more, which may take as long again; such leases run out.
+                leased = isinstance(error, SessionDataError) or not isinstance(error, Exception)
+                self._release(groups[: number + leased], token)
                 raise
         return found
 
@@ -191,16 +198,17 @@ class LeasingStore(Store):
         try:
             for names in lease.groups:
                 mine = [change for change in changes if change[0] in names]
+                written.append((names, mine))  # even if it fails, since it may have done it before
                 if not self.write(names, lease.token, mine, release=False):
                     return False
-                written.append((names, mine))
             kept = True
         finally:
             if not kept:
                 for names, mine in written:
                     before = [(name, lease.payloads[name], ttl) for name, _, ttl in mine]
                     with contextlib.suppress(Exception):
-                        self.write(names, lease.token, before, release=False)
+                        if before:
+                            self.write(names, lease.token, before, release=False)
         self._release(lease.groups, lease.token)
         return True
 
@@ -214,9 +222,10 @@ class LeasingStore(Store):
 class _Renewer:
     """A thread that renews the leases of handlers that take long.
 
-    It starts with the first lease and ends when there was none for a while. It looks at the
-    leases six times in their duration and renews those that are a third of it old: of those that
-    end sooner it never tells the server. A daemon, it keeps no process from ending.
+    It starts with the first lease and ends when there was none for a while, or the store is
+    gone. It looks at the leases six times in their duration and renews those that are a third of
+    it old: of those that end sooner it never tells the server. A daemon, it keeps no process from
+    ending.
     """
 
     def __init__(self, store: LeasingStore) -> None:
@@ -240,19 +249,29 @@ class _Renewer:
 
     def _start(self) -> None:
         with self._mutex:
-            if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._run, name="telesession-renewer", daemon=True
+            if self._thread is not None:
+                return
+            thread = threading.Thread(target=self._run, name="telesession-renewer", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:  # too many threads, or the interpreter is ending
+                logger.warning(
+                    "%r can't renew leases: %s. Handlers go on; what takes longer than %g seconds "
+                    "is not saved.",
+                    self._store(),
+                    error,
+                    self._lease,
                 )
-                self._thread.start()
+            else:
+                self._thread = thread
 
     def _run(self) -> None:
         idle = 0
-        while idle < 12 or not self._ended():
-            time.sleep(self._lease / 6)
+        while self._store() is not None and (idle < 12 or not self._ended()):
+            time.sleep(min(self._lease / 6, _LONGEST_NAP))
             idle = 0 if self._held else idle + 1
             for lease in list(self._held):
-                if time.monotonic() - lease.renewed >= self._lease / 3:
+                if lease in self._held and time.monotonic() - lease.renewed >= self._lease / 3:
                     self._renew(lease)
 
     def _ended(self) -> bool:
@@ -272,6 +291,8 @@ class _Renewer:
             else:
                 self.forget(lease)  # too late; saving will be refused
         except Exception as error:
+            if lease not in self._held:
+                return  # its handler has ended meanwhile
             logger.warning(
                 "%r failed to renew the lease of %s with %s. The handler goes on; unless a later "
                 "try succeeds, saving will be refused.",

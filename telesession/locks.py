@@ -18,6 +18,8 @@ from typing import Protocol
 
 from telesession.errors import SessionBusy
 
+EVICTION = 1.0  # seconds for which a lock may be kept with no handler at work
+
 LockKey = str  # "<name of the session in its store>@<identity of the store>"
 
 
@@ -25,9 +27,13 @@ class Holder(Protocol):
     """Whoever takes locks: an update's visit, on one thread."""
 
     thread: int
+    waits_since: float  #: by `time.monotonic`, 0 if it did not have to wait
 
     def lock_timeout(self, key: LockKey) -> float:
-        """Seconds to wait for ``key``."""
+        """Seconds to wait for ``key``; may raise `SessionBusy` at once."""
+
+    def evict(self) -> None:
+        """Let go if no handler is at work; called now and then by those who wait."""
 
 
 class _Waiter:
@@ -56,6 +62,16 @@ class Locks:
         """Who holds ``key``, which the calling thread does."""
         return self._holders[key]
 
+    def is_mine(self, key: LockKey) -> bool:
+        """Whether the calling thread holds ``key``."""
+        holder = self._holders.get(key)
+        return holder is not None and holder.thread == threading.get_ident()
+
+    def hand_over(self, keys: Iterable[LockKey], holder: Holder) -> None:
+        """Make ``holder`` the one who holds ``keys``, which the caller does."""
+        for key in keys:
+            self._holders[key] = holder
+
     def acquire(self, keys: Collection[LockKey], holder: Holder) -> Collection[LockKey]:
         """Take all ``keys``; return those that ``holder``'s thread didn't have yet.
 
@@ -63,7 +79,6 @@ class Locks:
         or when waiting for it could never end.
         """
         taken: list[LockKey] = []
-        start = 0.0
         try:
             for key in keys if len(keys) == 1 else sorted(keys):
                 if key in self._queues:
@@ -73,8 +88,7 @@ class Locks:
                 if current is not holder:
                     if current is not None and current.thread == holder.thread:
                         continue
-                    start = start or time.monotonic()
-                    self._wait(key, holder, start)
+                    self._wait(key, holder)
                 taken.append(key)
         except BaseException:
             self.release(taken)
@@ -89,16 +103,24 @@ class Locks:
                 with self._mutex:
                     self._grant(key)
 
-    def _wait(self, key: LockKey, holder: Holder, start: float) -> None:
+    def _wait(self, key: LockKey, holder: Holder) -> None:
         timeout = holder.lock_timeout(key)
+        holder.waits_since = holder.waits_since or time.monotonic()
         with self._mutex:
             self._refuse_cycle(key, holder.thread)
             waiter = self._waiters[holder.thread] = _Waiter(key, holder)
             self._queues.setdefault(key, deque()).append(waiter)
             self._grant(key)  # it may have been released just before we had a queue
-        left = min(max(0.0, start + timeout - time.monotonic()), threading.TIMEOUT_MAX)
+        end = holder.waits_since + timeout
+        granted = False
         try:
-            granted = waiter.gate.acquire(timeout=left)
+            while not granted:
+                left = max(0.0, end - time.monotonic())
+                granted = waiter.gate.acquire(timeout=min(left, EVICTION))
+                if not granted and (current := self._holders.get(key)):
+                    current.evict()
+                if left <= EVICTION:
+                    break
         except BaseException:  # Ctrl-C while waiting
             if not self._withdraw(waiter):
                 self.release([key])

@@ -51,13 +51,17 @@ class MongoStore(LeasingStore):
                 f"collection={collection!r} is no (blocking) pymongo collection: give one such as "
                 "pymongo.MongoClient().my_bot.sessions"
             )
+        if not collection.write_concern.acknowledged:
+            raise ValueError(
+                f"collection={collection!r} has writes that the server does not answer (w=0): "
+                "nobody could tell whether a session was saved. Give one with another write_concern"
+            )
         self.collection = collection
         self._documents: Collection[dict[str, Any]] = collection.with_options(
             codec_options=bson.CodecOptions(document_class=dict)
         )
         self._indexed = False
-        milliseconds = max(1, round(self.lease * 1000))
-        self._until = {"$add": ["$$NOW", milliseconds]}
+        self._until = {"$add": ["$$NOW", _milliseconds(self.lease)]}
 
     @property
     def identity(self) -> object:
@@ -133,11 +137,10 @@ def _mine(name: str, token: str) -> dict[str, Any]:
 
 _RELEASED: dict[str, Any] = {"lease": "$$REMOVE"}
 _FOR_GOOD = {"$and": [_has("$session"), {"$not": [_has("$expires")]}]}
+_LATER = {"$toDate": {"$max": [{"$toLong": "$expires"}, {"$toLong": "$lease.until"}]}}
 #: The last stage of every update.
 _DELETE_AT: dict[str, Any] = {
-    "$set": {
-        "delete_at": {"$cond": [_FOR_GOOD, "$$REMOVE", {"$max": ["$expires", "$lease.until"]}]}
-    }
+    "$set": {"delete_at": {"$cond": [_FOR_GOOD, "$$REMOVE", _LATER]}},
 }
 
 

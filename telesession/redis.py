@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+import time
 from collections.abc import Sequence
 from datetime import timedelta
 from importlib import resources
@@ -63,9 +64,11 @@ class RedisStore(LeasingStore):
             )
         if not isinstance(prefix, str):
             raise TypeError(f"prefix={prefix!r} must be a str")
+        if "{}" in prefix:  # a cluster would then take no part of a key for its hash tag
+            raise ValueError(f"prefix={prefix!r} must not contain '{{}}': leave that out")
         self.client = client
         self.prefix = prefix
-        self._milliseconds = max(1, round(self.lease * 1000))
+        self._milliseconds = _expiry(self.lease)
         # a cluster client has no pool of its own
         self._pool = getattr(client, "connection_pool", None) or client.nodes_manager
         self._slot = getattr(client, "keyslot", None)
@@ -92,6 +95,8 @@ class RedisStore(LeasingStore):
             if isinstance(found, int):
                 raise Held(names[found - 1])
             return [None if one is None else _payload(one) for one in found]
+        except UnicodeEncodeError:  # a name that no client can send
+            raise
         except ValueError as error:  # no UTF-8, for one; some clients decode it themselves
             raise SessionDataError(
                 f"{', '.join(map(repr, names))}: the server has something there that telesession "
@@ -124,7 +129,8 @@ class RedisStore(LeasingStore):
     def wait(self, name: str, limit: float, waited: float) -> None:
         timeout = self._pool.connection_kwargs.get("socket_timeout") or _LONGEST_WAIT * 2
         limit = max(0.001, min(limit, timeout / 2, _LONGEST_WAIT))
-        self.client.blpop([self._wake(name)], timeout=limit)
+        if self.client.blpop([self._wake(name)], timeout=limit) is None:
+            time.sleep(0.001)  # else others never get the connection, where a pool has too few
 
     def _data(self, name: str) -> str:
         return f"{self.prefix}{{{name}}}"
@@ -149,4 +155,5 @@ def _payload(found: str | bytes) -> Payload:
 
 
 def _expiry(ttl: float) -> int:
+    """In milliseconds, as the server takes it."""
     return max(1, min(round(ttl * 1000), _LONGEST_TTL)) if ttl < _LONGEST_TTL else _LONGEST_TTL

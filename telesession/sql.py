@@ -76,7 +76,8 @@ class SQLStore(LeasingStore):
         self.engine = engine
         self.table = _table(table)
         level = _ISOLATION.get(dialect)
-        self._engine = engine.execution_options(isolation_level=level) if level else engine
+        self._engine = engine.execution_options(**({"isolation_level": level} if level else {}))
+        self._engine.hide_parameters = True  # sessions are not for logs, nor are tokens
         self._sql = _Statements(self.table, dialect, self.lease)
         # SQLite has one writer at a time: those of one process need not compete for the file
         self._turn: Any = threading.Lock() if dialect == "sqlite" else contextlib.nullcontext()
@@ -92,14 +93,18 @@ class SQLStore(LeasingStore):
 
     def acquire(self, names: Sequence[str], token: str, waited: float) -> Sequence[Payload | None]:
         sql = self._sql
+
+        def run(connection: sa.Connection) -> dict[str, Any]:
+            # in sorted order, here and below, so that transactions can't deadlock
+            connection.execute(sql.lease, [{"key": n, "holder": token} for n in sorted(names)])
+            rows = {row.name: row for row in connection.execute(sql.read, {"keys": names})}
+            for name in names:
+                if rows[name].token != token:
+                    raise Held(name)
+            return rows
+
         try:
-            with self._transaction() as connection:
-                # in sorted order, here and below, so that transactions can't deadlock
-                connection.execute(sql.lease, [{"key": n, "holder": token} for n in sorted(names)])
-                rows = {row.name: row for row in connection.execute(sql.read, {"keys": names})}
-                for name in names:
-                    if rows[name].token != token:
-                        raise Held(name)
+            rows = self._run(run)
         except DBAPIError as error:
             if _in_the_way(error):
                 raise Held(names[0]) from None
@@ -109,11 +114,10 @@ class SQLStore(LeasingStore):
         ]
 
     def renew(self, names: Sequence[str], token: str) -> bool:
-        def run(connection: sa.Connection) -> bool:
-            return all(
-                connection.execute(self._sql.renew, {"key": name, "holder": token}).rowcount
-                for name in sorted(names)
-            )
+        def run(connection: sa.Connection) -> None:
+            for name in sorted(names):
+                if not connection.execute(self._sql.renew, {"key": name, "holder": token}).rowcount:
+                    raise _Over
 
         return self._patiently(run)
 
@@ -122,7 +126,7 @@ class SQLStore(LeasingStore):
     ) -> bool:
         planned = {name: (payload, ttl) for name, payload, ttl in changes}
 
-        def run(connection: sa.Connection) -> bool:
+        def run(connection: sa.Connection) -> None:
             for name in sorted(names):
                 values: dict[str, Any] = {"key": name, "holder": token}
                 statements: tuple[Any, ...]
@@ -135,8 +139,7 @@ class SQLStore(LeasingStore):
                     values |= {"content": compose(payload, None), "ttl": ttl}  # type: ignore[arg-type]
                     statements = (self._sql.save if release else self._sql.save_and_keep,)
                 if not any(connection.execute(each, values).rowcount for each in statements):
-                    return False
-            return True
+                    raise _Over
 
         done = self._patiently(run)
         if release:
@@ -144,11 +147,27 @@ class SQLStore(LeasingStore):
         return done
 
     @contextlib.contextmanager
+    def _connect(self) -> Iterator[sa.Connection]:
+        """A connection that is in no transaction yet, as far as the database is concerned."""
+        with self._turn, self._engine.connect() as connection:
+            begun = False
+            if connection.dialect.name == "sqlite":
+                # an engine may begin them itself, as SQLAlchemy advises for SQLite: not like ours
+                connection.begin()
+                begun = getattr(connection.connection.dbapi_connection, "in_transaction", False)
+                if begun:
+                    connection.exec_driver_sql("ROLLBACK")
+            try:
+                yield connection
+            finally:
+                if begun:
+                    with contextlib.suppress(SQLAlchemyError):
+                        connection.exec_driver_sql("BEGIN")
+
+    @contextlib.contextmanager
     def _transaction(self) -> Iterator[sa.Connection]:
-        if not self._made:
-            self._make()
         try:
-            with self._turn, self._engine.connect() as connection:
+            with self._connect() as connection:
                 begin = _BEGIN.get(connection.dialect.name)
                 if begin:
                     connection.exec_driver_sql(begin)
@@ -164,26 +183,42 @@ class SQLStore(LeasingStore):
             raise
 
     def _make(self) -> None:
-        with self._turn, self._engine.connect() as connection:
-            if not sa.inspect(connection).has_table(self.table.name):
-                if connection.dialect.name == "sqlite":
+        def there() -> bool:
+            with self._connect() as connection:
+                return sa.inspect(connection).has_table(self.table.name)
+
+        if not there():
+            if self.engine.dialect.name == "sqlite":
+                with self._connect() as connection:
                     connection.exec_driver_sql("PRAGMA journal_mode = WAL")
-                try:
+            try:
+                with self._transaction() as connection:
                     self.table.create(connection)
-                    connection.commit()
-                except SQLAlchemyError:
-                    connection.rollback()
-                    if not sa.inspect(connection).has_table(self.table.name):
-                        raise  # else another process was quicker
+            except SQLAlchemyError:
+                if not there():
+                    raise  # else another process was quicker
         self._made = True
 
-    def _patiently(self, run: Callable[[sa.Connection], bool]) -> bool:
+    def _run(self, run: Callable[[sa.Connection], Result]) -> Result:
+        """Do it in one transaction, once more if the connection was lost before it was over."""
+        for attempt in (1, 2):
+            try:
+                if not self._made:
+                    self._make()
+                with self._transaction() as connection:
+                    return run(connection)
+            except DBAPIError as error:
+                # one from the pool, of before the server was restarted: the others are closed now
+                lost = error.connection_invalidated and error.statement != "COMMIT"
+                if attempt == 2 or not lost:
+                    raise
+        raise AssertionError  # the second attempt has returned or raised
+
+    def _patiently(self, run: Callable[[sa.Connection], None]) -> bool:
         """Do it all in one transaction, or nothing of it where a lease is over."""
         for attempt in range(1, _ATTEMPTS + 1):
             try:
-                with self._transaction() as connection:
-                    if not run(connection):
-                        raise _Over
+                self._run(run)
                 return True
             except _Over:
                 return False
@@ -198,13 +233,16 @@ class SQLStore(LeasingStore):
         if time.monotonic() - self._purged < _PURGE_INTERVAL:
             return
         self._purged = time.monotonic()
+
+        def run(connection: sa.Connection) -> int:
+            names = connection.execute(self._sql.find_over).scalars().all()
+            if names:
+                connection.execute(self._sql.purge, {"keys": names})
+            return len(names)
+
         try:
-            with self._transaction() as connection:
-                names = connection.execute(self._sql.find_over).scalars().all()
-                if names:
-                    connection.execute(self._sql.purge, {"keys": names})
-                if len(names) == _PURGE_LIMIT:
-                    self._purged = 0.0
+            if self._run(run) == _PURGE_LIMIT:
+                self._purged = 0.0  # there may be more
         except SQLAlchemyError as error:  # the update has been saved: this can be done later
             logger.debug("%r could not remove what expired: %s", self, type(error).__name__)
 
@@ -220,7 +258,7 @@ class _Name(sa.TypeDecorator[str]):
     cache_ok = True
 
     def load_dialect_impl(self, dialect: sa.Dialect) -> Any:
-        return mysql.VARBINARY(767) if _is_mysql(dialect.name) else sa.Text()
+        return mysql.VARBINARY(1024) if _is_mysql(dialect.name) else sa.Text()
 
     def process_bind_param(self, value: str | None, dialect: sa.Dialect) -> Any:
         return value.encode() if value is not None and _is_mysql(dialect.name) else value
@@ -235,7 +273,9 @@ def _table(name: str) -> sa.Table:
         sa.MetaData(),
         sa.Column("name", _Name, primary_key=True),
         # null while a session that isn't stored is leased
-        sa.Column("payload", sa.Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")),
+        sa.Column(
+            "payload", sa.Text().with_variant(mysql.LONGTEXT(charset="utf8mb4"), "mysql", "mariadb")
+        ),
         # all times are seconds since the epoch
         sa.Column("expires", sa.Double, index=True),
         sa.Column("token", sa.String(32)),
@@ -322,7 +362,7 @@ def _in_the_way(error: DBAPIError) -> bool:
     number = original.args[0] if original is not None and original.args else None
     return (
         state in ("40001", "40P01")  # serialization failure, deadlock detected
-        or number in (1205, 1213)  # MySQL: lock wait timeout, deadlock
+        or number in (1020, 1205, 1213)  # MySQL: changed since read, lock wait timeout, deadlock
         or code.startswith(("SQLITE_BUSY", "SQLITE_LOCKED"))
         or str(number).startswith("database is locked")
     )

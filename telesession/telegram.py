@@ -98,7 +98,7 @@ class Telegram:
                 if not self._runs:  # of the runs that overlap, the last sets the bot back
                     bot.threaded, bot.exception_handler = self._settings
         if run.errors:
-            raise run.errors[0]
+            raise run.errors.pop(0)  # so that the error, and what it holds, is not kept here
         return run.answers
 
     def handle(self, exception: Exception) -> bool:

@@ -8,38 +8,60 @@ Every update of every bot passes through here, so what is rare stands in functio
 """
 
 import contextlib
+import functools
 import inspect
 import logging
-from collections.abc import Collection, Sequence
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from telesession.checks import called, kind
 from telesession.codecs import Unkeepable, encode
 from telesession.data import ClosedSession, NoSession, Session
-from telesession.errors import SessionDataError, SessionError, SessionStoreError
-from telesession.locks import LockKey, locks
+from telesession.errors import SessionBusy, SessionDataError, SessionError, SessionStoreError
+from telesession.locks import EVICTION, LockKey, locks
 from telesession.stores import Change, Payload, Store
 
 if TYPE_CHECKING:
-    from telesession.session import Declaration, Stack
+    from telesession.declaration import Declaration
+    from telesession.wrapper import Condition, Stack
 
 logger = logging.getLogger("telesession")
 
 _MISSING: Any = object()
+
+#: By the id of their update, visits whose handler was not for it and that wait for its next one.
+#: Whoever pops a visit from here is the one who may do something with it.
+_passed_on: "dict[int, Visit]" = {}
 _NONE: Sequence[Any] = ()  # not a list, since most visits need none of theirs
 
 #: The sessions of a visit that live on one store, behind the store's own token for them.
 Lease: TypeAlias = tuple[Store, Any, Collection[Session]]
 
 
+class Dropped(SessionBusy):
+    """A session with ``busy="drop"`` is in use."""
+
+
 class Visit:
     """One update's visit to the sessions of a stack; the holder of their locks."""
 
-    __slots__ = ("_absent", "_joined", "_leases", "_locked", "_update", "opened", "thread")
+    __slots__ = (
+        "_absent",
+        "_joined",
+        "_kept",
+        "_leases",
+        "_locked",
+        "_update",
+        "opened",
+        "thread",
+        "waits_since",
+    )
 
     def __init__(self, stack: "Stack", update: Any) -> None:
         self.thread = get_ident()
+        self.waits_since = 0.0
         self.opened: dict[LockKey, Session] = {}  # what visits further in may join
         self._update = update
         self._leases: list[Lease] = []
@@ -59,6 +81,8 @@ class Visit:
             session._update = update
             session._guests = session._inner = ()
             self.opened[name + declaration.lock_suffix] = session
+        if _passed_on and self._take_over():
+            return
         self._locked = locks.acquire(self.opened, self)
         try:
             if len(self._locked) < len(self.opened):
@@ -69,12 +93,7 @@ class Visit:
             elif names:
                 self._open(stack.stores[0], names, self.opened.values(), stack.lock_timeout)
         except BaseException:
-            try:
-                for session in self.opened.values():
-                    session.__class__ = ClosedSession
-                self._let_go(touch=False)
-            finally:
-                self.leave()
+            self._give_up()
             raise
 
     def save(self) -> None:
@@ -135,14 +154,98 @@ class Visit:
         finally:
             locks.release(self._locked)
 
+    def matches(self, conditions: Iterable[tuple["Declaration", "Condition"]]) -> bool:
+        """Whether the handler is for sessions in this state."""
+        for declaration, condition in conditions:
+            session = getattr(self._update, declaration.attribute)
+            if isinstance(session, NoSession) or not condition(session):
+                return False
+        return True
+
+    def pass_on(self) -> Any:
+        """Keep the sessions as they were stored, and locked, for the update's next handler.
+
+        What is returned has pyTelegramBotAPI go on to that handler. It also stands for our claim:
+        when pyTelegramBotAPI drops it, and no handler has taken the sessions over, we let go.
+        """
+        for session in self.opened.values():
+            session.__class__ = ClosedSession
+        if self._joined or not self.opened:
+            self._let_go(touch=False)
+            return _continue_handling()()
+        self._kept = self._locked, time.monotonic()
+        self._locked = ()
+        _passed_on[id(self._update)] = self
+        return _continue_handling()(self._withdraw)
+
     def lock_timeout(self, key: LockKey) -> float:
         """Seconds to wait for the lock ``key``."""
-        return self.opened[key]._declaration.lock_timeout
+        declaration = self.opened[key]._declaration
+        if declaration.busy == "drop":
+            raise Dropped(f"{self.opened[key]._name!r} is in use by another handler")
+        return declaration.lock_timeout
+
+    def evict(self) -> None:
+        """Let go if the handler that we keep the sessions for doesn't come.
+
+        So it is if another one raised: as long as its traceback lives, what `pass_on` gave does.
+        """
+        if _passed_on.get(id(self._update)) is self:
+            _, since = self._kept
+            if time.monotonic() - since >= EVICTION:
+                self._withdraw()
+
+    def _withdraw(self) -> bool:
+        """Let go of what we passed on, if nobody took it."""
+        if _passed_on.get(id(self._update)) is not self:
+            return False
+        if _passed_on.pop(id(self._update), None) is None:
+            return False
+        self._let_go(touch=False)
+        locks.release(self._kept[0])
+        return True
+
+    def _take_over(self) -> bool:
+        """Have what the update's last handler, which was not for it, passed on."""
+        before = _passed_on.pop(id(self._update), None)
+        if before is None:
+            return False
+        self._locked = before._kept[0]
+        locks.hand_over(self._locked, self)
+        self._leases, before._leases = before._leases, []
+        if before.opened.keys() != self.opened.keys():
+            self._let_go(touch=False)
+            locks.release(self._locked)
+            return False
+        declarations = {key: session._declaration for key, session in self.opened.items()}
+        self.opened = before.opened
+        try:
+            for key, session in self.opened.items():
+                session.__class__ = Session
+                session.clear()
+                session._declaration = declarations[key]
+                _fill(session, session._stored)
+                setattr(self._update, session._declaration.attribute, session)
+        except BaseException:
+            self._give_up()
+            raise
+        return True
+
+    def _give_up(self) -> None:
+        """Let go of what could not be opened."""
+        try:
+            for session in self.opened.values():
+                session.__class__ = ClosedSession
+            self._let_go(touch=False)
+        finally:
+            self.leave()
 
     def _open(
         self, store: Store, names: list[str], sessions: Collection[Session], timeout: float
     ) -> None:
         """Read the sessions that live on one store, and inject them."""
+        if self.waits_since:
+            timeout = max(0.0, timeout - (time.monotonic() - self.waits_since))
         try:
             token, payloads = store.open(names, timeout)
         except SessionError:
@@ -151,19 +254,8 @@ class Visit:
             raise _failure("load", store, sessions, error) from error
         self._leases.append((store, token, sessions))
         for session, stored in zip(sessions, payloads):
-            declaration = session._declaration
-            session._stored = session._before = stored
-            if stored is None:
-                _start(session)
-            else:
-                try:
-                    data = declaration.codec.loads(stored)
-                except Exception as error:
-                    raise declaration.unreadable(session._name) from error
-                if not isinstance(data, dict):
-                    raise declaration.unreadable(session._name)
-                session.update(data)
-            _inject(self._update, declaration.attribute, session)
+            _fill(session, stored)
+            _inject(self._update, session._declaration.attribute, session)
 
     def _open_each(self, stack: "Stack") -> None:
         for store in stack.stores:
@@ -183,6 +275,11 @@ class Visit:
 
     def _join(self) -> None:
         """Join what visits of this thread have open; what remains in ``opened`` is ours to open."""
+        hosts = {cast(Visit, locks.holder(key)) for key in self.opened} - {self}
+        if any([host._withdraw() for host in hosts]):  # noqa: C419
+            locks.release(self._locked)
+            self._locked = ()
+            self._locked = locks.acquire(self.opened, self)
         for key in list(self.opened):
             host = cast(Visit, locks.holder(key))
             if host is self:
@@ -226,6 +323,21 @@ class Visit:
                 store.commit(token, touched)
             except Exception as error:  # one that matters more is on its way to the caller
                 logger.warning("%s", _failure("release", store, sessions, error))
+
+
+def _fill(session: Session, stored: Payload | None) -> None:
+    declaration = session._declaration
+    session._stored = session._before = stored
+    if stored is None:
+        _start(session)
+        return
+    try:
+        data = declaration.codec.loads(stored)
+    except Exception as error:
+        raise declaration.unreadable(session._name) from error
+    if not isinstance(data, dict):
+        raise declaration.unreadable(session._name)
+    session.update(data)
 
 
 def _start(session: Session) -> None:
@@ -301,6 +413,21 @@ def _undo(leases: Sequence[Lease], plan: Sequence[Sequence[Change]]) -> None:
             token, found = store.open([session._name for session in mine], 0)
             unspoilt = [one for one, now in zip(mine, found) if now == written[one._name]]
             store.commit(token, [_as_it_was(session) for session in unspoilt])
+
+
+@functools.cache
+def _continue_handling() -> Any:
+    """What tells pyTelegramBotAPI to go on to its next handler, and us when it is through."""
+    from telebot.handler_backends import ContinueHandling
+
+    class PassedOn(ContinueHandling):
+        def __init__(self, let_go: Callable[[], object] = lambda: None) -> None:
+            self._let_go = let_go
+
+        def __del__(self) -> None:
+            self._let_go()
+
+    return PassedOn
 
 
 def _has_ttl(session: Session) -> bool:

@@ -109,10 +109,24 @@ class Bot:
         self._bot.message_handler(func=lambda message: message.text == name)(handler)
         return handler
 
+    def any_handler(self, handler: Any) -> Any:
+        """Register a handler for all messages."""
+        self._bot.message_handler(func=lambda message: True)(handler)
+        return handler
+
     def handle(self, exception: Exception) -> bool:
         """What pyTelegramBotAPI calls for a handler that raised."""
         self.errors.append(exception)
         return True
+
+    def feed(self, payloads: Sequence[dict[str, Any]]) -> None:
+        """Give these messages to the threads."""
+        self._bot.process_new_updates(
+            [
+                types.Update.de_json(json.dumps({"update_id": number, "message": each}))
+                for number, each in enumerate(payloads)
+            ]
+        )
 
     def run(
         self, payloads: Sequence[dict[str, Any]], then: Callable[[], object] = lambda: None
@@ -121,12 +135,7 @@ class Bot:
 
         The first worker that finds no message left calls ``then``.
         """
-        self._bot.process_new_updates(
-            [
-                types.Update.de_json(json.dumps({"update_id": number, "message": each}))
-                for number, each in enumerate(payloads)
-            ]
-        )
+        self.feed(payloads)
         self._bot.worker_pool.put(then)
         # The queue is first in, first out: each worker finds its task to stop behind all others.
         workers = self._bot.worker_pool.workers

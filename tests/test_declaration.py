@@ -51,6 +51,7 @@ def test_options_are_given_by_keyword():
         "initial": dict,
         "codec": None,
         "lock_timeout": 60.0,
+        "busy": "wait",
     }
 
 

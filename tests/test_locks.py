@@ -49,11 +49,15 @@ class Holder:
     def __init__(self, timeout=TIMEOUT):
         self.thread = threading.get_ident()
         self.timeout = timeout
+        self.waits_since = 0.0
         self.had_to_wait = False
 
     def lock_timeout(self, key):
         self.had_to_wait = True
         return self.timeout
+
+    def evict(self):
+        pass
 
 
 class Visitor:

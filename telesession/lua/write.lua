@@ -7,21 +7,24 @@
 --         what to do: "set", "del", or "" to leave it as it is
 --         its new data
 --         in how many milliseconds it expires, "" for never
--- Returns 1, or 0, with nothing done, if one of the leases is over.
+-- Returns 1, or 0, with nothing written, if one of the leases is over. The others are let go of
+-- all the same, if that was asked for.
 local token, release = ARGV[1], ARGV[2] == '1'
 
-local holders = {}
+local holders, kept = {}, 1
 for i = 2, #KEYS, 3 do
   holders[i] = redis.call('GET', KEYS[i]) or ''
   if string.sub(holders[i], 1, #token) ~= token then
-    return 0
+    holders[i], kept = nil, 0
   end
 end
 
 -- First of all, since a server that is out of memory refuses a script's first write only.
 for i = 1, #KEYS, 3 do
   local action, data, milliseconds = ARGV[i + 2], ARGV[i + 3], ARGV[i + 4]
-  if action == 'set' and milliseconds ~= '' then
+  if kept == 0 then
+    break
+  elseif action == 'set' and milliseconds ~= '' then
     redis.call('SET', KEYS[i], data, 'PX', milliseconds)
   elseif action == 'set' then
     redis.call('SET', KEYS[i], data)
@@ -31,13 +34,15 @@ for i = 1, #KEYS, 3 do
 end
 
 if release then
-  for i = 2, #KEYS, 3 do
+  for i, holder in pairs(holders) do
     local lease, wake = KEYS[i], KEYS[i + 1]
     redis.call('DEL', lease)
-    if string.sub(holders[i], -1) == '!' and redis.call('EXISTS', wake) == 0 then
-      redis.call('RPUSH', wake, '') -- the server wakes who has waited longest
+    if string.sub(holder, -1) == '!' then
+      if redis.call('EXISTS', wake) == 0 then
+        redis.call('RPUSH', wake, '') -- the server wakes who has waited longest
+      end
       redis.call('PEXPIRE', wake, 1000) -- nobody may be there any more
     end
   end
 end
-return 1
+return kept

@@ -1,0 +1,89 @@
+"""``busy="queue"``: updates that find their session in use wait in line, and no thread with them.
+
+Whoever finds no line opens one and handles updates until it is empty. Whoever finds one joins it
+and is free at once, so that a user who floods a slow handler keeps one worker of the bot busy.
+"""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from telesession.locks import LockKey, locks
+
+logger = logging.getLogger("telesession")
+
+_Call: TypeAlias = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
+
+
+class Backlogs:
+    """The lines: one for each session that a thread is handling queued updates of just now."""
+
+    def __init__(self) -> None:
+        self._lines: dict[LockKey, deque[_Call]] = {}
+        self._mutex = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def handle(
+        self,
+        key: LockKey,
+        handler: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """Call the handler, and then the handlers of all updates that came meanwhile.
+
+        Where another thread is at it already, that one will call the handler: `None`, at once.
+        """
+        if locks.is_mine(key):  # called by a handler that has the session
+            return handler(*args, **kwargs)
+        with self._mutex:
+            line = self._lines.get(key)
+            if line is not None:
+                line.append((handler, args, kwargs))
+                return None
+            self._lines[key] = deque()
+        try:
+            return handler(*args, **kwargs)
+        finally:
+            self._work_off(key)
+
+    def _work_off(self, key: LockKey) -> None:
+        try:
+            while call := self._next(key):
+                handler, args, kwargs = call
+                try:
+                    handler(*args, **kwargs)
+                except Exception as error:
+                    _report(key, error)
+        except BaseException:  # Ctrl-C: nobody will come back to them
+            with self._mutex:
+                dropped = self._lines.pop(key)
+            if dropped:
+                logger.warning("%d queued updates of %r are not handled", len(dropped), key)
+            raise
+
+    def _next(self, key: LockKey) -> _Call | None:
+        with self._mutex:
+            line = self._lines[key]
+            if line:
+                return line.popleft()
+            del self._lines[key]
+            return None
+
+
+def _report(key: LockKey, error: Exception) -> None:
+    """Give an error to pyTelegramBotAPI, as if the handler had raised in a task of its own."""
+    thread: Any = threading.current_thread()
+    callback = getattr(thread, "exception_callback", None)
+    if callback is not None and type(thread).__module__ == "telebot.util":
+        callback(thread, error)
+    else:  # a thread of somebody else's, who knows nothing of this update
+        logger.error("a queued update of %r failed", key, exc_info=error)
+
+
+#: The lines of all sessions of this process.
+backlogs = Backlogs()

@@ -1,0 +1,326 @@
+"""``busy=``: what an update does that finds its session in use."""
+
+import logging
+import threading
+import time
+
+import pytest
+import telebot
+
+from telesession import SessionBusy, keys, with_session
+from telesession.backlog import backlogs
+from telesession.locks import locks
+from tests.helpers import Failure, count, nobody, run_together, says
+from tests.stores import TIMEOUT, Bot, Leasing, message, payload
+
+
+@pytest.fixture(autouse=True)
+def nothing_left():
+    yield
+    assert len(locks) == len(backlogs) == 0
+
+
+@pytest.fixture
+def queue(store):
+    return with_session(store=store, busy="queue")
+
+
+@pytest.fixture
+def drop(store):
+    return with_session(store=store, busy="drop")
+
+
+def entered(handler):
+    """A handler that tells when it is inside, and stays until it may go on."""
+    inside, go_on = threading.Event(), threading.Event()
+
+    def wait(message):
+        inside.set()
+        assert go_on.wait(TIMEOUT)
+        return handler(message)
+
+    return wait, inside, go_on
+
+
+class TestQueue:
+    def test_in_order_on_one_thread(self, queue):
+        """A user who floods a slow handler holds one worker; the others are free at once."""
+        bot = Bot(2)
+        seen, go_on = [], threading.Event()
+
+        @bot.any_handler
+        @queue
+        def handler(message):
+            if message.text == "first":
+                assert go_on.wait(TIMEOUT)
+            seen.append((message.text, threading.get_ident()))
+            count(message)
+
+        flood = ["first", *map(str, range(19))]
+        bot.feed([payload(text=text) for text in flood] + [payload(43, "other")])
+        while not seen:
+            time.sleep(0.001)
+        assert seen[0][0] == "other"
+        go_on.set()
+        bot.run([])
+
+        assert bot.errors == []
+        assert [text for text, _ in seen[1:]] == flood
+        assert len({thread for _, thread in seen[1:]}) == 1
+        with queue.open(key="42:42") as data:
+            assert data == {"n": 20}
+
+    @pytest.mark.parametrize("threads", [2, 8])
+    def test_nothing_is_lost(self, queue, threads):
+        bot = Bot(threads)
+
+        @bot.any_handler
+        @queue
+        def handler(message):
+            n = message.session.get("n", 0)
+            time.sleep(0.001)
+            message.session["n"] = n + 1
+
+        bot.run([payload(user) for user in (42, 43, 42, 44)] * 50)
+
+        assert bot.errors == []
+        for user, n in [(42, 100), (43, 50), (44, 50)]:
+            with queue.open(key=f"{user}:{user}") as data:
+                assert data == {"n": n}
+
+    def test_an_error_stops_nobody(self, queue):
+        """It reaches pyTelegramBotAPI's exception handling, and those behind go on."""
+        bot = Bot(2)
+        first, inside, go_on = entered(lambda message: None)
+        done = []
+
+        @bot.any_handler
+        @queue
+        def handler(message):
+            if message.text == "first":
+                first(message)
+            if message.text.startswith("bad"):
+                raise Failure(message.text)
+            done.append(message.text)
+
+        bot.feed([payload(text="first")])
+        assert inside.wait(TIMEOUT)
+        bot.feed([payload(text=text) for text in ("bad 1", "good 1", "bad 2", "good 2")])
+        bot.feed([payload(43, "other")])
+        while "other" not in done:
+            time.sleep(0.001)
+        go_on.set()
+        bot.run([])
+
+        assert done == ["other", "first", "good 1", "good 2"]
+        assert [str(error) for error in bot.errors] == ["bad 1", "bad 2"]
+
+    def test_the_first_one_raises(self, queue):
+        """Its error is its caller's, after those behind it were handled."""
+        slow, inside, go_on = entered(None)
+        done = []
+
+        @queue
+        def handler(message):
+            if message.text == "first":
+                slow(message)
+            done.append(message.text)
+
+        def follow():
+            assert inside.wait(TIMEOUT)
+            assert handler(message()) is None
+            go_on.set()
+
+        first = message()
+        first.text = "first"
+        outcomes = run_together(lambda: handler(first), follow)
+        assert isinstance(outcomes[0], TypeError)  # None can't be called
+        assert done == ["hello"]
+
+    def test_an_error_on_a_thread_of_somebody_else(self, queue, caplog):
+        """Who called for another update doesn't get it; it is logged."""
+        slow, inside, go_on = entered(lambda message: 1)
+
+        @queue
+        def handler(message):
+            if message.text == "bad":
+                raise Failure("bad")
+            return slow(message)
+
+        def follow():
+            assert inside.wait(TIMEOUT)
+            bad = message()
+            bad.text = "bad"
+            handler(bad)
+            go_on.set()
+
+        assert run_together(lambda: handler(message()), follow) == [1, None]
+        (record,) = caplog.records
+        assert (record.name, record.levelno) == ("telesession", logging.ERROR)
+        assert record.exc_info[0] is Failure
+
+    def test_a_handler_inside_a_handler(self, queue):
+        """It joins, and doesn't wait in a line behind itself."""
+        inner = queue(count)
+
+        @queue
+        def outer(message):
+            return inner(message), inner(message)
+
+        assert outer(message()) == (1, 2)
+
+    def test_beside_other_sessions(self, store, queue):
+        """One session of a stack may have a line, and the handler gets all of them."""
+        chat = with_session(property="room", key=keys.chat, store=store)
+
+        @chat
+        @queue
+        def handler(message):
+            message.room["n"] = message.session["n"] = 1
+            return "done"
+
+        assert handler(message()) == "done"
+        with says(TypeError, "busy='queue'", "handler"):
+            with_session(property="more", busy="queue")(handler)
+
+    def test_no_session_no_line(self, store):
+        handler = with_session(store=store, key=nobody, busy="queue")(lambda message: 1)
+        assert handler(message()) == 1
+
+    def test_ctrl_c(self, queue, caplog):
+        """What is left in the line is told of, and the next update finds no line."""
+        slow, inside, go_on = entered(lambda message: None)
+
+        @queue
+        def handler(message):
+            if message.text == "interrupt":
+                raise KeyboardInterrupt
+            slow(message)
+
+        def follow():
+            assert inside.wait(TIMEOUT)
+            interrupt = message()
+            interrupt.text = "interrupt"
+            handler(interrupt)
+            handler(message())
+            go_on.set()
+
+        def lead():
+            with pytest.raises(KeyboardInterrupt):
+                handler(message())
+
+        assert run_together(lead, follow) == [None, None]
+        assert "1 queued updates" in caplog.text
+
+
+class TestDrop:
+    def test_a_busy_session(self, drop, caplog):
+        """The update is ignored, and so it is said at debug level."""
+        caplog.set_level(logging.DEBUG, "telesession")
+        slow, inside, go_on = entered(count)
+        handler = drop(slow)
+
+        def click_again():
+            assert inside.wait(TIMEOUT)
+            assert handler(message()) is None
+            go_on.set()
+
+        assert run_together(lambda: handler(message()), click_again) == [1, None]
+        (record,) = caplog.records
+        assert record.levelno == logging.DEBUG
+        assert "'session:42:42'" in record.getMessage()
+        assert handler(message()) == 2
+
+    def test_a_session_that_another_process_has(self):
+        """The same, where all sessions of the stack may be dropped."""
+        store = Busy()
+        handler = with_session(store=store, busy="drop")(pytest.fail)
+        assert handler(message()) is None
+
+        handler = with_session(store=store, property="other")(
+            with_session(busy="drop")(pytest.fail)
+        )
+        with pytest.raises(SessionBusy):
+            handler(message())
+
+    def test_only_that_session(self, store, drop):
+        """A session that isn't to be dropped is waited for."""
+        room = with_session(property="room", key=keys.chat, store=store)
+        slow, inside, go_on = entered(lambda message: message.room.update(n=1))
+        hold = room(slow)
+
+        @room
+        @drop
+        def click(message):
+            return message.room["n"]
+
+        def follow():
+            assert inside.wait(TIMEOUT)
+            threading.Timer(0.01, go_on.set).start()
+            return click(message())
+
+        assert run_together(lambda: hold(message()), follow) == [None, 1]
+
+    def test_an_error_inside_is_an_error(self, drop):
+        """A handler that itself runs into a busy session is not taken for a busy session."""
+
+        @drop
+        def handler(message):
+            raise SessionBusy("another one")
+
+        with pytest.raises(SessionBusy, match="another one"):
+            handler(message())
+
+    def test_inside_itself(self, drop):
+        """The handler that has the session may call others with it."""
+
+        @drop
+        def outer(message):
+            return drop(count)(message)
+
+        assert outer(message()) == 1
+
+
+class Busy(Leasing):
+    """A store whose sessions are all in use by others."""
+
+    def open(self, names, timeout):
+        raise SessionBusy(f"{names} after {timeout}")
+
+
+@pytest.mark.parametrize("busy", ["waits", None, True, 1])
+def test_misuse(busy):
+    with says(ValueError, f"busy={busy!r}", "'wait', 'queue' or 'drop'"):
+        with_session(busy=busy)
+
+
+@pytest.mark.parametrize("busy", [None, "wait", "queue"])
+def test_another_user_while_one_floods(busy):
+    """One user sends 20 messages to a handler that takes 100 ms, then another one sends one.
+
+    With a line, the other's wait is below one handler's time, and below a bare handler's.
+    """
+    waits = {}
+    for kind in {busy, "queue"}:
+        handled = []
+        bot = telebot.TeleBot("42:test", num_threads=2)
+
+        def slow(message, handled=handled):
+            if message.from_user.id == 42:
+                time.sleep(0.1)
+            handled.append((message.from_user.id, message.text, time.monotonic()))
+
+        bot.message_handler()(with_session(store={}, busy=kind)(slow) if kind else slow)
+        feed = Bot.feed.__get__(type("Feeder", (), {"_bot": bot})())
+        feed([payload(42, str(number)) for number in range(20)])
+        start = time.monotonic()
+        feed([payload(43)])
+        while len(handled) < 21:
+            time.sleep(0.01)
+        waits[kind] = next(at for user, _, at in handled if user == 43) - start
+        if kind:
+            assert [text for user, text, _ in handled if user == 42] == [*map(str, range(20))]
+        bot.stop_bot()
+    assert waits["queue"] < 0.1
+    if busy != "queue":
+        assert waits["queue"] < waits[busy]

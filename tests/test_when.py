@@ -1,0 +1,350 @@
+"""`Declaration.when`: which handler an update is for, decided while the session is locked."""
+
+import gc
+import threading
+import time
+
+import pytest
+import telebot
+from telebot.handler_backends import ContinueHandling
+
+from telesession import MemoryStore, SessionClosed, keys, with_session
+from telesession.locks import locks
+from telesession.testing import Chat
+from telesession.visit import _passed_on
+from tests.helpers import Failure, nobody, says
+from tests.stores import TIMEOUT, Bot, Leasing, WatchedStore, message, payload, put
+
+
+@pytest.fixture(autouse=True)
+def nothing_left():
+    yield
+    gc.collect()
+    assert len(locks) == 0
+    assert not _passed_on
+
+
+@pytest.fixture
+def bot():
+    return telebot.TeleBot("1:test")
+
+
+def state(message):
+    return message.session.get("step")
+
+
+class TestMatching:
+    @pytest.mark.parametrize(
+        ("conditions", "values", "matches"),
+        [
+            ([], {"step": "name"}, True),
+            ([], {"step": "age"}, False),
+            ([], {"step": "name", "n": 1}, True),
+            ([], {"step": "name", "n": 2}, False),
+            ([], {"absent": None}, True),
+            ([], {"absent": 0}, False),
+            ([lambda s: s["n"] > 0], {}, True),
+            ([lambda s: s["n"] > 0, lambda s: s["n"] > 1], {}, False),
+            ([lambda s: s["n"] > 0], {"step": "age"}, False),
+            ([lambda s: s.get("cart")], {}, False),
+        ],
+    )
+    def test_values_and_conditions(self, store, session, conditions, values, matches):
+        """All values are equal, and all conditions true; None stands for what isn't there."""
+        put({"step": "name", "n": 1}, store=store)
+        ran = []
+
+        result = session.when(*conditions, **values)(ran.append)(message())
+
+        assert bool(ran) is matches
+        assert isinstance(result, ContinueHandling) is not matches
+
+    def test_no_session_matches_nothing(self, store):
+        """A handler for a state isn't for an update that has none."""
+        session = with_session(store=store, key=nobody)
+
+        result = session.when(lambda s: pytest.fail("asked"))(pytest.fail)(message())
+
+        assert isinstance(result, ContinueHandling)
+
+    def test_the_handler_is_as_ever(self, store, session):
+        """It takes arguments, returns a value, and what it changes is saved."""
+
+        @session.when(step=None)
+        def handler(message, more):
+            message.session["step"] = more
+            return 42
+
+        assert handler(message(), "name") == 42
+        assert store == {"session:42:42": '{"step":"name"}'}
+        assert handler.__name__ == "handler"
+
+    def test_it_stacks(self, store, session):
+        """On other declarations and conditions, which all have to match."""
+        other = with_session(property="room", key=keys.chat, store=store)
+        plain = with_session(property="plain", store=store)
+        ran = []
+        handler = plain(session.when(n=1)(other.when(m=1)(ran.append)))
+
+        for text, matches in [('{"n":1}', False), ('{"n":1}', True)]:
+            store["session:42:42"] = text
+            handler(message())
+            assert bool(ran) is matches
+            store["room:42"] = '{"m":1}'
+        store["session:42:42"] = '{"n":2}'
+        handler(message())
+        assert len(ran) == 1
+
+    def test_misuse(self, session):
+        with says(TypeError, "when()", "step='name'"):
+            session.when()
+        with says(TypeError, "when='name'"):
+            session.when("name")
+        with says(TypeError, "busy='queue'", "when"):
+            with_session(busy="queue").when(n=1)(print)
+        with says(TypeError, "busy='queue'", "when"):
+            with_session(busy="queue")(with_session(property="other").when(n=1)(print))
+
+    def test_a_condition_that_fails(self, store, session):
+        """Its error is the caller's, as if the handler had raised it."""
+        with pytest.raises(KeyError):
+            session.when(lambda s: s["absent"])(pytest.fail)(message())
+        assert store == {}
+
+
+class TestNothingSaved:
+    def test_when_nothing_matches(self):
+        """Nothing is written, not even for a new time to live."""
+        watch = WatchedStore(Leasing())
+        put({"n": 1}, store=watch, ttl=60)
+        watch.calls.clear()
+
+        with_session(store=watch, ttl=60).when(n=2)(pytest.fail)(message())
+
+        assert watch.writes == []
+
+    def test_what_a_condition_changes(self, bot, store, session):
+        """The next handler gets the session as it was stored."""
+        store["session:1:1"] = '{"cart":[]}'
+
+        def meddle(s):
+            s["cart"].append(1)
+            s["new"] = 1
+
+        found = []
+        bot.register_message_handler(session.when(meddle)(pytest.fail))
+        bot.register_message_handler(session(lambda m: found.append(dict(m.session))))
+        Chat(bot).send("hi")
+
+        assert found == [{"cart": []}]
+        assert store == {"session:1:1": '{"cart":[]}'}
+
+    def test_between_handlers_the_session_is_closed(self, bot, session):
+        """A handler without a session can't change what nothing would save."""
+        bot.register_message_handler(session.when(n=1)(pytest.fail))
+
+        @bot.message_handler()
+        def plain(message):
+            message.session["n"] = 2
+
+        with pytest.raises(SessionClosed):
+            Chat(bot).send("hi")
+
+
+class TestPassingOn:
+    """One update opens its session once, for all handlers that it is tried on."""
+
+    @pytest.fixture
+    def watch(self):
+        return WatchedStore(Leasing())
+
+    def wizard(self, bot, session, answers):
+        for step in (None, "name", "age", "done"):
+
+            @bot.message_handler(func=lambda m: True)
+            @session.when(step=step)
+            def handler(message, step=step):
+                answers.append(step)
+                message.session["step"] = message.text
+
+    def test_one_lease(self, bot, watch):
+        """Four handlers are tried, one of them runs: one read and one write."""
+        answers = []
+        self.wizard(bot, with_session(store=watch), answers)
+        for text in ("name", "age", "done", "done"):
+            watch.calls.clear()
+            Chat(bot).send(text)
+            assert [call for call, _ in watch.calls] == ["get", "set"][
+                : 2 - (answers[-1] == "done")
+            ]
+        assert answers == [None, "name", "age", "done"]
+
+    def test_a_plain_handler_at_the_end(self, bot, watch):
+        """The same holds where a handler of the same sessions without a condition comes last."""
+        session = with_session(store=watch)
+        bot.register_message_handler(session.when(step="name")(pytest.fail))
+        bot.register_message_handler(session.when(step="age")(pytest.fail))
+        bot.register_message_handler(session(lambda m: m.session.update(n=1)))
+
+        Chat(bot).send("hi")
+
+        assert watch.calls == [("get", "session:1:1"), ("set", "session:1:1")]
+
+    def test_nobody_comes_in_between(self, bot, store):
+        """Another update of the user waits until this one has found its handler."""
+        session = with_session(store=store)
+        routing, going_on = threading.Event(), threading.Event()
+        bot.register_message_handler(session.when(step="name")(pytest.fail))
+
+        def slow(message):
+            if message.text == "first":
+                routing.set()
+                assert going_on.wait(TIMEOUT)
+            return True
+
+        @bot.message_handler(func=slow)
+        @session.when(step=None)
+        def handler(message):
+            message.session["step"] = "name" if message.text == "first" else "lost"
+            message.session.setdefault("texts", []).append(message.text)
+
+        first = threading.Thread(target=Chat(bot).send, args=["first"])
+        first.start()
+        assert routing.wait(TIMEOUT)
+        opened = threading.Event()
+
+        def come_in():
+            with session.open(key="1:1") as data:
+                data["step"] = data.get("step", "nobody was first")
+                opened.set()
+
+        second = threading.Thread(target=come_in)
+        second.start()
+        assert not opened.wait(0.05)
+        going_on.set()
+        first.join(TIMEOUT)
+        second.join(TIMEOUT)
+        assert store == {"session:1:1": '{"step":"name","texts":["first"]}'}
+
+    def test_other_sessions_at_the_next_handler(self, bot, store):
+        """What a handler with other sessions doesn't want is let go of first."""
+        session = with_session(store=store)
+        other = with_session(property="room", key=keys.chat, store=store)
+        bot.register_message_handler(session.when(n=1)(pytest.fail))
+        bot.register_message_handler(other(session.when(n=1)(pytest.fail)))
+        bot.register_message_handler(other.when(n=1)(pytest.fail))
+        bot.register_message_handler(session(lambda m: m.session.update(n=1)))
+
+        Chat(bot).send("hi")
+
+        assert store == {"session:1:1": '{"n":1}'}
+
+    def test_opened_in_between(self, bot, store, session):
+        """A handler without a session may open it, by the key or by the update."""
+        bot.register_message_handler(session.when(n=1)(pytest.fail))
+
+        @bot.message_handler()
+        def plain(message):
+            with session.open(key="1:1") as data:
+                data["n"] = 1
+            return ContinueHandling()
+
+        bot.register_message_handler(session.when(n=1)(lambda m: m.session.update(n=2)))
+        Chat(bot).send("hi")
+        assert store == {"session:1:1": '{"n":2}'}
+
+    def test_no_handler_matches(self, bot, session):
+        """The session is free as soon as pyTelegramBotAPI is through with the update."""
+        bot.register_message_handler(session.when(n=1)(pytest.fail))
+        assert Chat(bot).send("hi") == []
+        assert len(locks) == 0
+
+    def test_a_later_handler_raises(self, bot, store, session, monkeypatch):
+        """Whoever waits for the session gets it, though a traceback keeps the claim alive."""
+        monkeypatch.setattr("telesession.locks.EVICTION", 0.01)
+        monkeypatch.setattr("telesession.visit.EVICTION", 0.01)
+        bot.register_message_handler(session.when(n=1)(pytest.fail))
+
+        @bot.message_handler()
+        def plain(message):
+            raise Failure
+
+        kept = None
+        try:
+            Chat(bot).send("hi")
+        except Failure as error:
+            kept = error
+        assert kept.__traceback__
+        assert len(locks) == 1
+
+        def change():
+            with session.open(key="1:1") as data:
+                data["n"] = 1
+
+        thread = threading.Thread(target=change)
+        thread.start()
+        thread.join(TIMEOUT)
+        assert not thread.is_alive()
+        assert store == {"session:1:1": '{"n":1}'}
+
+    def test_data_that_cannot_be_read(self, store, session):
+        """Is told as ever, and leaves nothing locked."""
+        store["session:42:42"] = "{"
+        with pytest.raises(Exception, match="can't be read"):
+            session.when(n=1)(pytest.fail)(message())
+
+    def test_called_by_a_handler(self, store, session):
+        """A handler inside another one joins the session, and passes on nothing."""
+        inner = session.when(n=1)(lambda message: message.session.update(inner=True))
+
+        @session
+        def outer(message):
+            first = inner(message)
+            message.session["n"] = 1
+            inner(message)
+            return first
+
+        assert isinstance(outer(message()), ContinueHandling)
+        assert store == {"session:42:42": '{"n":1,"inner":true}'}
+
+
+@pytest.mark.parametrize("threads", [2, 8])
+@pytest.mark.parametrize("where", ["memory", "redis"])
+def test_a_quick_second_message_reaches_the_next_state(request, threads, where):
+    """Handler A takes 50 ms to go to state B, the second message comes 5 ms after the first.
+
+    Of 100 second messages, 100 reach the handler of state B.
+    """
+    store = MemoryStore()
+    if where == "redis":
+        from telesession.redis import RedisStore
+
+        store = RedisStore(request.getfixturevalue("valkey"))
+    session = with_session(store=store)
+    bot = Bot(threads)
+    reached, handled = [], threading.Semaphore(0)
+
+    @bot.any_handler
+    @session.when(step=None)
+    def a(message):
+        time.sleep(0.05)
+        message.session["step"] = "b"
+        handled.release()
+
+    @bot.any_handler
+    @session.when(step="b")
+    def b(message):
+        reached.append(message.from_user.id)
+        handled.release()
+
+    for first in range(100, 200, threads // 2):
+        users = range(first, first + threads // 2)
+        bot.feed([payload(user) for user in users])
+        time.sleep(0.005)
+        bot.feed([payload(user) for user in users])
+        for _ in range(threads):
+            assert handled.acquire(timeout=TIMEOUT)
+    bot.run([])
+
+    assert bot.errors == []
+    assert sorted(reached) == list(range(100, 200))
