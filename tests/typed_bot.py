@@ -1,0 +1,103 @@
+"""A typical bot, for `tests/test_types.py` to show to type checkers; what must be wrong is marked.
+
+Marks that are not needed are errors as well, so each of them is an assertion. (What the decorators
+of the bot return has no type: so functions that are called below are not decorated with them.)
+"""
+
+# ruff: noqa: PGH003
+# pyright: standard, reportUnnecessaryTypeIgnoreComment=error
+
+from typing import Any, TypedDict
+
+import telebot
+from telebot import types
+from telebot.handler_backends import ContinueHandling
+from typing_extensions import assert_type
+
+from telesession import Declaration, MemoryStore, Session, keys, with_session
+from telesession.types import CallbackQuery, InlineQuery, Message
+
+bot = telebot.TeleBot("1:test")
+
+
+class Form(TypedDict, total=False):
+    """What is in the session called "form"."""
+
+    name: str
+    age: int
+
+
+class FormMessage(types.Message):
+    """A message with a session of another name, and of a known content."""
+
+    form: Form
+    session: dict[str, Any]
+
+
+session = with_session(ttl=60, store=MemoryStore())
+form = with_session(property="form", key=keys.user, busy="drop")
+assert_type(session, Declaration)
+assert_type(session.ttl, float | None)
+
+
+@bot.message_handler(func=lambda message: True)
+@with_session()
+def count(message: Message) -> None:
+    message.session["n"] = message.session.get("n", 0) + 1
+    bot.reply_to(message, f"{message.session['n']} messages")
+    message.session = {}
+    message.sesion = {}  # type: ignore[attr-defined] # pyright: ignore
+
+
+@form
+@session
+def ask(message: FormMessage, more: int = 0) -> ContinueHandling | None:
+    assert_type(message.form.get("age"), int | None)
+    message.form["name"] = message.text or ""
+    message.form["age"] = "30"  # type: ignore[typeddict-item] # pyright: ignore
+    message.form["nmae"] = ""  # type: ignore[typeddict-unknown-key] # pyright: ignore
+    message.session["form"] = True
+    return ContinueHandling() if more else None
+
+
+@session.when(step="name")
+def when_value(message: Message) -> str:
+    return f"{message.session['step']}, {message.from_user}"
+
+
+@bot.callback_query_handler(func=lambda query: True)
+@session.when(lambda s: s.get("n", 0) > 1, step=None)
+def when_condition(query: CallbackQuery) -> None:
+    query.session.clear()
+
+
+@with_session
+def inline(query: InlineQuery, bot: telebot.TeleBot) -> bool:
+    return bool(query.session)
+
+
+class Handlers:
+    """Methods are handlers, too."""
+
+    @session
+    def handle(self, message: Message) -> int:
+        return int(message.session["n"])
+
+
+def outside(message: Message) -> None:
+    """The decorator keeps the signature, so wrong calls are found."""
+    assert_type(ask(message, 1), ContinueHandling | None)  # type: ignore[arg-type] # pyright: ignore
+    assert_type(when_value(message), str)
+    assert_type(Handlers().handle(message), int)
+    when_value()  # type: ignore[call-arg] # pyright: ignore
+    inline(message, bot)  # type: ignore[arg-type] # pyright: ignore
+    with session.open(message) as one, session.open(key="42:99") as two:
+        assert_type(one, Session)
+        two["n"] = one.get("n")
+
+
+with_session(ttl="60")  # type: ignore[call-overload] # pyright: ignore
+with_session(busy="later")  # type: ignore[call-overload] # pyright: ignore
+with_session(colour="red")  # type: ignore[call-overload] # pyright: ignore
+bot.register_message_handler(ask, commands=["form"])
+bot.register_inline_handler(inline, lambda query: True, pass_bot=True)
