@@ -36,6 +36,8 @@ class KeyValueStore(Store):
         clock: the time in seconds since the epoch, as a callable; for tests.
     """
 
+    atomic = False
+
     def __init__(
         self, store: Any, *, expire: str | None = None, clock: Callable[[], float] = time.time
     ) -> None:

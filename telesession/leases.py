@@ -111,7 +111,7 @@ class LeasingStore(Store):
     ) -> bool:
         """Carry out ``changes``, and, if ``release``, let go of all ``names``.
 
-        `False`, with nothing done, if the lease of one of ``names`` is over. ``changes`` concern
+        `False`, with nothing written, if the lease of one of ``names`` is over. ``changes`` concern
         some of ``names``, and may be none at all.
         """
 
@@ -216,7 +216,9 @@ class LeasingStore(Store):
         """Let go without writing, as far as the server answers; what it doesn't hear runs out."""
         for names in groups:
             with contextlib.suppress(Exception):
-                self.write(names, token, ())
+                if not self.write(names, token, ()) and len(names) > 1:
+                    for name in names:  # one of them is lost, the others are not
+                        self.write([name], token, ())
 
 
 class _Renewer:

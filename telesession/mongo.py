@@ -60,12 +60,13 @@ class MongoStore(LeasingStore):
         self._documents: Collection[dict[str, Any]] = collection.with_options(
             codec_options=bson.CodecOptions(document_class=dict)
         )
+        self._identity = identity(collection.database.client, collection.full_name)
         self._indexed = False
         self._until = {"$add": ["$$NOW", _milliseconds(self.lease)]}
 
     @property
     def identity(self) -> object:
-        return identity(self.collection.database.client, self.collection.full_name)
+        return self._identity
 
     def __repr__(self) -> str:
         return f"MongoStore({self.collection.full_name})"

@@ -35,6 +35,9 @@ class Store(ABC):
     #: Used by declarations that name no codec of their own.
     codec: Codec = JSON
 
+    #: Whether a `commit` that raises has written nothing; else it is taken back from outside.
+    atomic = True
+
     @property
     def identity(self) -> object:
         """The same object for all stores that keep the same sessions, so that they share locks."""

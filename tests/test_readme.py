@@ -33,6 +33,7 @@ def test_blocks_run_in_order(monkeypatch, tmp_path):
     for block in blocks:
         exec(compile(block, "README.rst", "exec"), names)
     names["on_disk"].close()
+    names["mongo"].close()
 
 
 def test_no_markup_errors():

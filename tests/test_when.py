@@ -11,7 +11,7 @@ from telebot.handler_backends import ContinueHandling
 from telesession import MemoryStore, SessionClosed, keys, with_session
 from telesession.locks import locks
 from telesession.testing import Chat
-from telesession.visit import _passed_on
+from telesession.routing import passed
 from tests.helpers import Failure, nobody, says
 from tests.stores import TIMEOUT, Bot, Leasing, WatchedStore, message, payload, put
 
@@ -21,7 +21,7 @@ def nothing_left():
     yield
     gc.collect()
     assert len(locks) == 0
-    assert not _passed_on
+    assert not passed
 
 
 @pytest.fixture
@@ -262,7 +262,7 @@ class TestPassingOn:
     def test_a_later_handler_raises(self, bot, store, session, monkeypatch):
         """Whoever waits for the session gets it, though a traceback keeps the claim alive."""
         monkeypatch.setattr("telesession.locks.EVICTION", 0.01)
-        monkeypatch.setattr("telesession.visit.EVICTION", 0.01)
+        monkeypatch.setattr("telesession.routing.EVICTION", 0.01)
         bot.register_message_handler(session.when(n=1)(pytest.fail))
 
         @bot.message_handler()
@@ -292,6 +292,23 @@ class TestPassingOn:
         store["session:42:42"] = "{"
         with pytest.raises(Exception, match="can't be read"):
             session.when(n=1)(pytest.fail)(message())
+
+    def test_called_by_a_handler_with_more_sessions(self):
+        """What the handler around it doesn't have is let go of."""
+        store = Leasing()
+        session = with_session(store=store)
+        room = with_session(property="room", key=keys.chat, store=store)
+        inner = room(session.when(n=1)(pytest.fail))
+
+        @session
+        def outer(message):
+            inner(message)
+            assert len(store.leases) == 1
+            with pytest.raises(SessionClosed):
+                message.room["n"] = 1
+
+        outer(message())
+        assert not store.leases
 
     def test_called_by_a_handler(self, store, session):
         """A handler inside another one joins the session, and passes on nothing."""

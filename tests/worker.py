@@ -1,16 +1,18 @@
 """A process of its own that handles updates, for tests of what several of them do to one store.
 
-``python -m tests.worker URL TASK [ARGUMENTS]``; see `Worker`, which starts one.
+``python -m tests.worker URL TASK [ARGUMENTS]``; see `Worker`, which starts one, and `Crowd`.
 """
 
 import contextlib
 import json
+import os
 import random
+import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ def connect(url: str, **options: Any) -> Iterator[Any]:
         from telesession.mongo import MongoStore
 
         with pymongo.MongoClient(url) as client:
-            yield MongoStore(client.test.telesession, **options)
+            yield MongoStore(client.telesession.sessions, **options)
     elif scheme.startswith("redis"):
         import redis
         from redis.cluster import RedisCluster
@@ -96,6 +98,27 @@ def workers(number: int, url: str, task: str, *arguments: object) -> Iterator[li
         yield all
 
 
+class Crowd:
+    """Workers that do one task after the other, which saves starting them for each."""
+
+    def __init__(self, number: int) -> None:
+        self._workers = [Worker("", "serve") for _ in range(number)]
+
+    def __call__(self, url: str, *tasks: Sequence[object]) -> list[Worker]:
+        """Give a task with its arguments to as many workers; return when all are about to begin."""
+        busy = self._workers[: len(tasks)]
+        for worker, task in zip(busy, tasks, strict=True):
+            worker.process.stdin.write(json.dumps([url, *map(str, task)]))  # type: ignore[union-attr]
+            worker.go()
+        for worker in busy:
+            assert worker.read() == "ready"
+        return busy
+
+    def end(self) -> None:
+        for worker in self._workers:
+            worker.__exit__()
+
+
 def say(what: object) -> None:
     print(json.dumps(what), flush=True)
 
@@ -153,6 +176,69 @@ def hold(url: str, lease: str, seconds: str) -> None:
             say("saved")
         except Exception as error:
             say(type(error).__name__)
+
+
+def spans(url: str, lease: str, times: str) -> None:
+    """Add to the session of user 42 so often, and tell from when to when each handler had it."""
+    inside: list[tuple[float, float]] = []
+    with connect(url, lease=float(lease)) as store:
+
+        @with_session(store=store)
+        def handler(update: Any) -> None:
+            entered = time.monotonic()
+            update.session["held"] = update.session.get("held", 0) + 1
+            time.sleep(random.random() * 0.005)
+            inside.append((entered, time.monotonic()))
+
+        ready()
+        for _ in range(int(times)):
+            handler(message())
+    say(inside)
+
+
+def end(url: str, lease: str, seconds: str, how: str) -> None:
+    """Handle a message for so many seconds, then end: well, or by an exception of the handler."""
+    manager = connect(url, lease=float(lease))
+
+    @with_session(store=manager.__enter__())
+    def handler(update: Any) -> None:
+        time.sleep(float(seconds))
+        if how == "raising":
+            raise SystemExit(3)
+
+    ready()
+    handler(message())
+
+
+def fork(url: str, lease: str, seconds: str) -> None:
+    """Handle a message here and, after a fork, in the child; both take so many seconds."""
+    with connect(url, lease=float(lease)) as store:
+
+        @with_session(store=store)
+        def handler(update: Any) -> None:
+            update.session["n"] = update.session.get("n", 0) + 1
+            say("inside")
+            time.sleep(float(seconds))
+
+        ready()
+        handler(message())
+        child = os.fork()
+        try:
+            handler(message())
+            say("saved")
+        except Exception as error:
+            say(type(error).__name__)
+        if not child:
+            os._exit(0)
+        os.waitpid(child, 0)
+
+
+def serve(url: str) -> None:
+    """Do the tasks that come as lines."""
+    for line in sys.stdin:
+        signal.alarm(2 * TIMEOUT)  # ends it where it hangs
+        url, task, *arguments = json.loads(line)
+        globals()[task](url, *arguments)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,578 @@
+"""`SQLStore` on real databases: what the contract suite does not ask of every store."""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import pickle
+import random
+import socket
+import sqlite3
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from telesession import (
+    SessionBusy,
+    SessionDataError,
+    SessionLost,
+    SessionStoreError,
+    with_session,
+)
+from telesession.leases import Held
+from telesession.locks import locks
+from tests import servers
+from tests.helpers import SECRET, run_together, says
+from tests.stores import NAME, TIMEOUT, found, message, put, visit
+from tests.worker import connect, workers
+
+sa = pytest.importorskip("sqlalchemy")
+from telesession.sql import SQLStore  # noqa: E402
+
+DATABASES = ("sqlite", "postgres", "mariadb")
+EPOCH = {
+    "sqlite": "SELECT CAST(strftime('%s', 'now') AS REAL)",
+    "postgresql": "SELECT CAST(extract(epoch FROM now()) AS double precision)",
+    "mysql": "SELECT unix_timestamp(now(6)) + 0e0",
+}
+
+
+@pytest.fixture(autouse=True)
+def no_lock_left():
+    yield
+    assert len(locks) == 0
+
+
+@pytest.fixture(params=DATABASES)
+def engine(request):
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def store(engine):
+    return SQLStore(engine)
+
+
+@pytest.fixture
+def another():
+    """Makes further engines of the database of one, as other processes have them."""
+    made = []
+
+    def make(engine, **options):
+        made.append(sa.create_engine(engine.url, **options))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.dispose()
+
+
+def execute(engine, statement, *parameters):
+    """The rows that a statement gives, in a transaction of its own."""
+    with engine.begin() as connection:
+        result = connection.execute(statement, *parameters)
+        return result.all() if result.returns_rows else []
+
+
+def ask(engine, text):
+    return execute(engine, sa.text(text))[0][0]
+
+
+def rows(store):
+    return {row.name: row for row in execute(store.engine, sa.select(store.table))}
+
+
+def age(store, seconds=1e6):
+    """Have all that expires do so that much sooner."""
+    expires = store.table.c.expires
+    execute(store.engine, sa.update(store.table).values(expires=expires - seconds))
+
+
+def update(store, user=42, body=lambda session: session.update(n=session.get("n", 0) + 1), **more):
+    """Handle a message of that user with ``body``."""
+
+    @with_session(store=store, **more)
+    def handler(message):
+        return body(message.session)
+
+    return handler(message(user))
+
+
+def not_run(store, kind, **options):
+    """The error with which an update ends before its handler begins."""
+    ran = []
+    with pytest.raises(kind) as caught:
+        visit(ran.append, store=store, **options)
+    assert ran == []
+    return caught.value
+
+
+class TestTable:
+    def test_many_make_it_at_once(self, engine, another):
+        """Whoever is not the first finds it made."""
+        stores = [SQLStore(another(engine)) for _ in range(6)]
+        outcomes = run_together(*(lambda s=s, u=u: update(s, u) for u, s in enumerate(stores, 1)))
+
+        assert outcomes == [None] * 6
+        assert len(rows(stores[0])) == 6
+
+    def test_processes_make_it_at_once(self, engine):
+        with workers(3, engine.url.render_as_string(False), "increments", 2, 1, 1) as crowd:
+            assert [worker.read()["counted"] for worker in crowd] == [{"0": 2}] * 3
+
+        assert found(store=SQLStore(engine)) == {"n": 6}
+
+    def test_it_may_have_another_name(self, engine):
+        """Any that the database takes; one that is there is kept."""
+        one, two = SQLStore(engine), SQLStore(engine, table='a bot\'s "own" 100%s')
+        two.table.drop(engine, checkfirst=True)
+        for n in range(1, 4):
+            put({"n": n}, store=two)
+            two = SQLStore(engine, table=two.table.name)
+            assert (found(store=one), found(store=two)) == ({}, {"n": n})
+
+    def test_it_is_made_again_in_another_database(self, store):
+        """The database was replaced by an empty one: at most one update fails."""
+        put({"n": 1}, store=store)
+        store.table.drop(store.engine)
+        try:
+            update(store)
+        except SessionStoreError:
+            update(store)
+        assert found(store=store) == {"n": 1}
+
+        with pytest.raises((SessionLost, SessionStoreError)):
+            update(store, 42, lambda session: (session.update(n=7), store.table.drop(store.engine)))
+        update(store)
+        assert found(store=store) == {"n": 1}
+
+    @pytest.mark.parametrize("made_before", [False, True])
+    def test_sqlite_writes_ahead(self, sqlite, made_before):
+        """In a file in which the store makes the table; another one stays as it is."""
+        store = SQLStore(sqlite)
+        if made_before:
+            store.table.create(sqlite)
+        update(store)
+        assert ask(sqlite, "PRAGMA journal_mode") == ("delete" if made_before else "wal")
+
+
+class TestClock:
+    @pytest.mark.parametrize("absurd", [0.0, 1e11])
+    def test_the_workers_clock_is_not_asked(self, store, monkeypatch, absurd):
+        """Leases and ttls are the database's seconds."""
+        monkeypatch.setattr(time, "time", lambda: absurd)
+
+        def body(session):
+            now, row = ask(store.engine, EPOCH[store.engine.dialect.name]), rows(store)[NAME]
+            assert now < row.leased_until <= now + store.lease + 1
+            assert store.renew([NAME], row.token)
+            assert not store.renew([NAME], "another")
+            with pytest.raises(Held):
+                store.acquire([NAME], "another", 0)
+            session["n"] = session.get("n", 0) + 1
+
+        update(store, body=body, ttl=1000)
+        update(store, body=body, ttl=1000)
+
+        row = rows(store)[NAME]
+        assert 900 < row.expires - ask(store.engine, EPOCH[store.engine.dialect.name]) < 1002
+        assert (row.token, row.leased_until) == (None, None)
+        assert found(store=store) == {"n": 2}
+
+
+class TestExpiry:
+    def test_nothing_is_left_of_thousands(self, store):
+        """Neither a row nor a lease; a thousand rows at a time."""
+        put({"n": 1}, store=store, ttl=1)
+        update(store, 1)
+        plain = rows(store)[NAME]._asdict()
+        dead = {**plain, "payload": None, "expires": 2.0, "leased_until": 2.0, "token": "dead"}
+        users = [{**plain, "name": f"session:{user}"} for user in range(4999)]
+        users += [{**dead, "name": f"dead:{user}"} for user in range(500)]
+        execute(store.engine, sa.insert(store.table), users)
+        age(store)
+        assert found(store=store) == {}
+        later, left = SQLStore(store.engine), []
+
+        for _ in range(7):
+            update(later, 1)
+            left.append(len(rows(store)))
+
+        assert left == [4501, 3501, 2501, 1501, 501, 1, 1]
+        assert rows(store)["session:1:1"].token is None
+
+    def test_its_holder_has_it_to_the_end(self, store):
+        """A session whose time is over while its handler runs is not removed under it."""
+        put({"n": 1}, store=store, ttl=1000)
+
+        def body(session):
+            age(store)
+            update(SQLStore(store.engine), 43)
+            session["n"] += 1
+
+        update(store, body=body)
+        assert found(store=store) == {"n": 2}
+
+    def test_what_a_dead_process_had(self, store):
+        """It is kept, unless it expires, and free."""
+        put({"n": 1}, store=store)
+        execute(store.engine, sa.update(store.table).values(token="dead", leased_until=1.0))
+
+        update(SQLStore(store.engine), 43)
+
+        assert found(store=store, lock_timeout=1) == {"n": 1}
+
+    def test_a_lease_that_is_over(self, store):
+        """Its holder saves nothing, even if nobody was there meanwhile."""
+        put({"n": 1}, store=store)
+        over = sa.update(store.table).values(leased_until=1.0)
+
+        with pytest.raises(SessionLost):
+            update(store, 42, lambda session: (session.clear(), execute(store.engine, over)))
+
+        assert found(store=store, lock_timeout=1) == {"n": 1}
+
+
+NAMES = [
+    *"aAäÄåßæｼ'\"`%\\?_😀😁",
+    *("ss", "ae", "a\u0308", "%%", "%s", "%(key)s", ":key", "a ", " a", "a  ", "a\t", "\uff41"),
+    *("x" * 200, "x" * 199 + "X", "x" * 199, "😀" * 200, "😀" * 199 + "😁"),
+]
+
+
+class TestContent:
+    def test_names_are_kept_apart(self, store):
+        """By the letter, whatever the database takes for equal."""
+        for n, key in enumerate(NAMES):
+            put({"n": n}, store=store, key=lambda message, key=key: key)
+
+        kept = [found(store=store, key=lambda message, key=key: key)["n"] for key in NAMES]
+
+        assert kept == list(range(len(NAMES)))
+        assert set(rows(store)) == {f"session:{key}" for key in NAMES}
+
+    @pytest.mark.parametrize("codec", [None, pickle], ids=["json", "pickle"])
+    def test_big_sessions(self, store, codec):
+        content = {"v": "é%s'\\\x00" * 200_000, "w": list(range(1000))}
+        content |= {} if codec is None else {"x": os.urandom(100_000), "y": {1, 2}}
+
+        put(content, store=store, codec=codec)
+
+        assert found(store=store, codec=codec) == content
+
+    @pytest.mark.parametrize("garbage", ["@base64@x", "@nan", "{", "5", b"\x00\xff"], ids=repr)
+    def test_garbage_is_refused(self, store, garbage):
+        """It is left as it is, and free."""
+        if isinstance(garbage, bytes) and store.engine.dialect.name != "sqlite":
+            pytest.skip("this database has only text in a column of text")
+        update(store)
+        text = sa.text("UPDATE telesession SET payload = :garbage")
+        execute(store.engine, text, {"garbage": garbage})
+
+        assert NAME in str(not_run(store, SessionDataError))
+
+        row = rows(store)[NAME]
+        assert (row.payload, row.token) == (garbage, None)
+
+
+def closed_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def crowd(store):
+    """Updates of four users at once, so that the pool has as many connections."""
+    together = threading.Barrier(4)
+
+    def body(session):
+        together.wait(TIMEOUT)
+        session["n"] = session.get("n", 0) + 1
+
+    return run_together(*(lambda user=user: update(store, user, body) for user in range(1, 5)))
+
+
+def close_all(killer):
+    """The server closes all connections but that of this engine, which is of another pool."""
+    with killer.connect() as connection:
+        if killer.dialect.name == "mysql":
+            own = connection.execute(sa.text("SELECT connection_id()")).scalar()
+            threads = connection.execute(sa.text("SHOW PROCESSLIST")).all()
+            killing = [f"KILL {row[0]}" for row in threads if row[1] == "root" and row[0] != own]
+        else:
+            pids = "FROM pg_stat_activity WHERE datname IS NOT NULL AND pid <> pg_backend_pid()"
+            killing = [f"SELECT pg_terminate_backend(pid) {pids}"]
+        for each in killing:
+            connection.execute(sa.text(each))
+
+
+class TestTrouble:
+    @pytest.mark.parametrize("database", DATABASES)
+    def test_no_server(self, database, tmp_path):
+        """The handler does not run."""
+        url = {
+            "sqlite": f"sqlite:///{tmp_path / 'no' / 'directory'}",
+            "postgres": f"postgresql+psycopg://me:{SECRET}@127.0.0.1:{closed_port()}/x",
+            "mariadb": f"mysql+pymysql://me:{SECRET}@127.0.0.1:{closed_port()}/x",
+        }[database]
+        error = not_run(SQLStore(sa.create_engine(url)), SessionStoreError)
+
+        assert isinstance(error.__cause__, sa.exc.OperationalError)
+        assert NAME in str(error)
+        assert SECRET not in str(error)
+
+    @pytest.mark.parametrize("engine", DATABASES[1:], indirect=True)
+    def test_connections_that_the_server_closed(self, engine, another):
+        """No update fails for it, neither before its handler nor after."""
+        store, killer = SQLStore(engine), another(engine)
+        assert crowd(store) == [None] * 4
+        close_all(killer)
+        assert crowd(store) == [None] * 4
+
+        update(store, 1, lambda session: (session.update(n=3), close_all(killer)))
+
+        assert sorted(row.payload[5] for row in rows(store).values()) == ["2", "2", "2", "3"]
+
+    def test_postgres_crashes(self):
+        """What was saved is there, and work goes on with the same engine."""
+        with (
+            tempfile.TemporaryDirectory(prefix="telesession-") as directory,
+            servers.postgres_server(Path(directory, "data")) as server,
+        ):
+            engine = sa.create_engine(server.url)
+            store = SQLStore(engine, lease=1)
+            assert crowd(store) == [None] * 4
+
+            server.stop()
+            not_run(store, SessionStoreError)
+            server.start()
+            assert crowd(store) == [None] * 4
+
+            with pytest.raises(SessionStoreError, match="not saved"):
+                update(store, 1, lambda session: (session.clear(), server.stop()))
+            server.start()
+            assert update(store, 1, dict) == {"n": 2}
+            engine.dispose()
+
+    @pytest.mark.parametrize("database", [*DATABASES, "sqlite-query-only"])
+    def test_a_database_that_can_only_be_read(self, request, another, database):
+        """The handler does not run, since nothing could keep others out; what is stored stands."""
+        engine = request.getfixturevalue(database.partition("-")[0])
+        put({"n": 1}, store=SQLStore(engine))
+        options = {
+            "postgres": {"connect_args": {"options": "-c default_transaction_read_only=on"}},
+            "mariadb": {"connect_args": {"init_command": "SET SESSION TRANSACTION READ ONLY"}},
+        }
+        if database == "sqlite":
+            url = f"file:{engine.url.database}?mode=ro"
+            options[database] = {
+                "creator": lambda: sqlite3.connect(url, uri=True, check_same_thread=False)
+            }
+        reading = another(engine, **options.get(database, {}))
+        if database == "sqlite-query-only":
+            sa.event.listen(reading, "connect", lambda c, _: c.execute("PRAGMA query_only = 1"))
+
+        not_run(SQLStore(reading), SessionStoreError)
+        not_run(SQLStore(reading, table="missing"), SessionStoreError)
+
+        assert found(store=SQLStore(engine), lock_timeout=1) == {"n": 1}
+
+    def test_a_full_disk(self, sqlite):
+        """What was stored stands, nothing is left leased, and no error shows what was not saved."""
+        full = "PRAGMA max_page_count = 40"
+        sa.event.listen(sqlite, "connect", lambda connection, _: connection.execute(full))
+        store = SQLStore(sqlite)
+        put({"n": 1}, store=store)
+
+        with says(SessionStoreError, NAME, "not saved") as caught:
+            put({"n": 2, "v": SECRET * 40 * 4096}, store=store)
+
+        assert "full" in str(caught.value.__cause__)
+        assert SECRET not in str(caught.value.__cause__)
+        assert rows(store)[NAME].token is None
+        small = lambda session: session.update(v="v" * 2000)  # noqa: E731
+        (last,) = run_together(lambda: [update(store, user, small) for user in range(1000, 1080)])
+        assert type(last) is SessionStoreError
+        assert len(rows(store)) > 2
+        assert {row.token for row in rows(store).values()} == {None}
+        assert found(store=store) == {"n": 1}
+
+    def test_a_locked_file(self, sqlite, another):
+        """An update waits for it, before its handler for as long as lock_timeout allows."""
+        store = SQLStore(another(sqlite, connect_args={"timeout": 0.02}))
+        patient = SQLStore(another(sqlite))
+
+        def lock():
+            connection = sqlite3.connect(sqlite.url.database, check_same_thread=False)
+            connection.execute("BEGIN EXCLUSIVE")
+            return threading.Timer(0.3, connection.close)
+
+        update(store)
+        first = lock()
+        not_run(store, SessionBusy, lock_timeout=0.05)
+        first.start()
+        update(store)
+        update(patient, body=lambda session: (session.update(n=session["n"] + 1), lock().start()))
+        assert found(store=patient) == {"n": 3}
+
+
+def write_on(url, user, acknowledged):
+    """Write and write, in a process of its own, and say what is saved."""
+    with connect(url) as store:
+
+        @with_session(property="one", store=store)
+        @with_session(property="two", store=store)
+        def handler(update, n):
+            update.one.update(n=n, text=str(n) * 3000)
+            update.two.update(n=n)
+
+        for n in range(1, 1_000_000):
+            handler(message(user), n)
+            acknowledged.send(n)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no kill -9")
+def test_thirty_kills(sqlite):
+    """The file opens every time, and nothing that was acknowledged is lost."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.test_sql"])
+    last = {}
+    for first in range(1, 31, 2):
+        pair = []
+        for user in (first, first + 1):
+            reader, writer = context.Pipe(False)
+            process = context.Process(target=write_on, args=(str(sqlite.url), user, writer))
+            process.start()
+            writer.close()
+            pair.append((user, process, reader))
+        for user, _, reader in pair:
+            assert reader.poll(TIMEOUT)
+            last[user] = reader.recv()
+        time.sleep(random.uniform(0, 0.03))
+        for user, process, reader in pair:
+            process.kill()
+            with reader, contextlib.suppress(EOFError):
+                while reader.poll(TIMEOUT):
+                    last[user] = reader.recv()
+            process.join(TIMEOUT)
+        with contextlib.closing(sqlite3.connect(sqlite.url.database)) as connection:
+            assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+    kept = {name: json.loads(row.payload) for name, row in rows(SQLStore(sqlite)).items()}
+    assert len(last) == 30
+    for user, n in last.items():
+        one, two = (kept[f"{each}:{user}:{user}"] for each in ("one", "two"))
+        assert one["n"] == two["n"] in (n, n + 1)
+        assert one["text"] == str(one["n"]) * 3000
+
+
+AUTOCOMMIT, SERIALIZABLE = ({"isolation_level": level} for level in ("AUTOCOMMIT", "SERIALIZABLE"))
+ENGINES = [(database, more) for database in DATABASES for more in ({}, AUTOCOMMIT, SERIALIZABLE)]
+if sys.version_info >= (3, 12):
+    ENGINES += [("sqlite", {"connect_args": {"autocommit": on}}) for on in (False, True)]
+
+
+def crossing(stores):
+    """Update three sessions, stacked in any order, on all stores at once."""
+
+    def run(store):
+        def handler(update):
+            for each in "abc":
+                getattr(update, each)["n"] = getattr(update, each).get("n", 0) + 1
+
+        for _ in range(8):
+            stack = handler
+            for each in random.sample("abc", 3):
+                stack = with_session(property=each, store=store)(stack)
+            stack(message())
+
+    assert run_together(*(lambda store=store: run(store) for store in stores)) == [None] * 6
+    assert [row.payload for row in rows(stores[0]).values()] == ['{"n":48}'] * 3
+
+
+class TestEngines:
+    """Whatever the engine does about transactions itself, the store's are its own."""
+
+    @pytest.mark.parametrize(("database", "options"), ENGINES, ids=str)
+    def test_sessions_in_any_order(self, request, another, database, options):
+        """No deadlock, no lost update and no error."""
+        engine = request.getfixturevalue(database)
+        crossing([SQLStore(another(engine, **options)) for _ in range(6)])
+
+    @pytest.mark.parametrize(("database", "options"), ENGINES, ids=str)
+    def test_all_or_nothing(self, request, another, database, options):
+        """Of a stack all sessions are saved or none, and none stays leased."""
+        engine = another(request.getfixturevalue(database), **options)
+        store, seen = SQLStore(engine), []
+
+        @with_session(property="one", store=store)
+        @with_session(property="two", store=store)
+        def handler(update, n):
+            update.one["n"] = update.two["n"] = n
+            seen.clear()
+
+        def fail(connection, cursor, statement, *_):
+            if statement.startswith("UPDATE"):
+                seen.append(statement)
+                if len(seen) == 2:
+                    raise OSError("no")
+
+        handler(message(), 1)
+        before = rows(store)
+        sa.event.listen(engine, "before_cursor_execute", fail)
+        with pytest.raises(SessionStoreError):
+            handler(message(), 2)
+
+        assert len(seen) > 1
+        assert rows(store) == before
+        assert {row.token for row in before.values()} == {None}
+
+    @pytest.mark.parametrize("begin", ["BEGIN", "BEGIN IMMEDIATE"])
+    def test_one_that_begins_transactions_itself(self, sqlite, another, begin):
+        """As SQLAlchemy's documentation advises for SQLite."""
+
+        def listening(engine):
+            sa.event.listen(engine, "connect", lambda c, _: setattr(c, "isolation_level", None))
+            sa.event.listen(engine, "begin", lambda c: c.exec_driver_sql(begin))
+            return engine
+
+        crossing([SQLStore(listening(another(sqlite))) for _ in range(6)])
+
+
+NOWHERE = sa.create_engine("sqlite:///nowhere")
+MISUSE = [
+    ("sqlite:///x.db", {}, TypeError, "sqlalchemy.create_engine"),
+    (sa.create_mock_engine("sqlite://", print), {}, TypeError, "sqlalchemy.create_engine"),
+    (sa.create_engine("sqlite://"), {}, ValueError, "create_engine('sqlite:///sessions.db')"),
+    (NOWHERE, {"table": None}, TypeError, "table=None"),
+    (NOWHERE, {"table": ""}, TypeError, "table=''"),
+    (NOWHERE, {"lease": 0}, ValueError, "lease=0"),
+    (NOWHERE, {"lease": "10"}, TypeError, "lease='10'"),
+]
+
+
+class TestConstruction:
+    @pytest.mark.parametrize(("engine", "options", "kind", "cure"), MISUSE)
+    def test_misuse(self, engine, options, kind, cure):
+        with says(kind, cure):
+            SQLStore(engine, **options)
+
+    def test_another_database(self, sqlite, monkeypatch):
+        monkeypatch.setattr(sqlite.dialect, "name", "oracle")
+        with says(ValueError, "SQLite, PostgreSQL, MySQL and MariaDB"):
+            SQLStore(sqlite)
+
+    def test_it_does_not_show_the_password(self):
+        store = SQLStore(sa.create_engine(f"postgresql+psycopg://me:{SECRET}@nowhere/x"))
+        assert repr(store) == "SQLStore(postgresql+psycopg://me:***@nowhere/x, table='telesession')"
+
+    def test_stores_of_one_table_share_locks(self, sqlite, another):
+        store = SQLStore(sqlite)
+
+        assert SQLStore(sqlite, lease=5).identity is store.identity
+        assert SQLStore(sqlite, table="other").identity is not store.identity
+        assert SQLStore(another(sqlite)).identity is not store.identity
