@@ -28,7 +28,7 @@ Result = TypeVar("Result")
 
 
 class SQLStore(LeasingStore):
-    """Sessions in one table of SQLite, PostgreSQL, MySQL or MariaDB.
+    """Sessions in one table of SQLite, PostgreSQL, MySQL (8 or later) or MariaDB (10.6 or later).
 
     The table is made when it is first needed. An update takes two transactions: one leases and
     reads all its sessions, the other writes them and lets go. Leases, and sessions with a ttl,

@@ -10,8 +10,8 @@ from telebot.handler_backends import ContinueHandling
 
 from telesession import MemoryStore, SessionClosed, keys, with_session
 from telesession.locks import locks
-from telesession.testing import Chat
 from telesession.routing import passed
+from telesession.testing import Chat
 from tests.helpers import Failure, nobody, says
 from tests.stores import TIMEOUT, Bot, Leasing, WatchedStore, message, payload, put
 

@@ -1,0 +1,482 @@
+"""`LeasingStore`: what it makes of the three calls that a store of one's own adds."""
+
+import gc
+import logging
+import os
+import threading
+import time
+import weakref
+from datetime import timedelta
+
+import pytest
+
+from telesession import SessionBusy, SessionDataError, SessionLost, SessionStoreError, leases
+from telesession.leases import Held, LeasingStore, identity
+from tests.helpers import says
+from tests.stores import TIMEOUT, visit
+
+A, B, C = NAMES = ["a:1", "b:1", "c:1"]
+
+
+class OwnStore(LeasingStore):
+    """What the docstring of `LeasingStore` asks for, in memory; it notes calls, and can fail."""
+
+    def __init__(self, lease=10.0, grouped=False):
+        super().__init__(lease)
+        self.kept = {}  # name: (payload, when it expires)
+        self.leased = {}  # name: (token, until)
+        self.calls = []
+        self.failures = {}  # (operation, name): what to raise, once
+        self.too_late = False  # whether writing fails after it was done
+        self._grouped = grouped
+        self._step = threading.Lock()
+
+    def groups(self, names):
+        return [[name] for name in sorted(names)] if self._grouped else [names]
+
+    def acquire(self, names, token, waited):
+        with self._step:
+            self._note("acquire", names)
+            for name in names:
+                holder, until = self.leased.get(name, (token, 0))
+                if holder != token and until > time.monotonic():
+                    raise Held(name)
+            self._extend(names, token)
+            return [self._read(name) for name in names]
+
+    def renew(self, names, token):
+        with self._step:
+            self._note("renew", names)
+            if not self._has(names, token):
+                return False
+            self._extend(names, token)
+            return True
+
+    def write(self, names, token, changes, *, release=True):
+        with self._step:
+            self._note("write", names, fail=not self.too_late)
+            if not self._has(names, token):
+                return False
+            for name, payload, ttl in changes:
+                if payload is None:
+                    self.kept.pop(name, None)
+                else:
+                    self.kept[name] = payload, None if ttl is None else time.monotonic() + ttl
+            if release:
+                for name in names:
+                    del self.leased[name]
+            if self.too_late:
+                self._fail("write", names)
+            return True
+
+    def _read(self, name):
+        payload, expires = self.kept.get(name, (None, None))
+        return None if expires is not None and expires <= time.monotonic() else payload
+
+    def _has(self, names, token):
+        found = [self.leased.get(name, ("", 0)) for name in names]
+        return all(holder == token and until > time.monotonic() for holder, until in found)
+
+    def _extend(self, names, token):
+        self.leased.update(dict.fromkeys(names, (token, time.monotonic() + self.lease)))
+
+    def _note(self, operation, names, fail=True):
+        self.calls.append((operation, *names))
+        if fail:
+            self._fail(operation, names)
+
+    def _fail(self, operation, names):
+        for name in names:
+            error = self.failures.pop((operation, name), None)
+            if error:
+                raise error
+
+    # For tests
+
+    def steal(self, name):
+        """Have another process take the session, as it can when the lease ran out."""
+        self.leased[name] = "thief", time.monotonic() + TIMEOUT
+
+    def count(self, operation):
+        return sum(call[0] == operation for call in self.calls)
+
+
+@pytest.fixture
+def store():
+    return OwnStore()
+
+
+@pytest.fixture
+def grouped():
+    """A store that handles each session in a step of its own."""
+    store = OwnStore(grouped=True)
+    store.kept = {name: (f"old {name}", None) for name in NAMES}
+    return store
+
+
+def until(condition):
+    deadline = time.monotonic() + TIMEOUT
+    while not condition():
+        assert time.monotonic() < deadline, "it does not happen"
+        time.sleep(0.005)
+
+
+def renewer(store):
+    """The thread that renews the leases of the store, while it has one."""
+    return store._renewer._thread
+
+
+def changed(*names):
+    return [(name, f"new {name}", None) for name in names]
+
+
+# One step for all
+
+
+def test_visit(store):
+    """An update leases and reads in one call, writes and lets go in another, and renews nothing."""
+    for n in (1, 2):
+        visit(lambda update: update.session.update(n=n), store=store)  # noqa: B023
+    assert store.calls == [("acquire", "session:42:42"), ("write", "session:42:42")] * 2
+    assert store.kept == {"session:42:42": ('{"n":2}', None)}
+    assert store.leased == {}
+
+
+def test_order(store):
+    """What is read comes in the order of the names."""
+    store.kept = {name: (name, None) for name in NAMES}
+    lease, found = store.open([B, C, A], 0)
+    assert found == [B, C, A]
+    store.commit(lease, [])
+
+
+def test_held(store):
+    """A session that another process holds is waited for."""
+    store.steal(A)
+    threading.Timer(0.1, store.leased.clear).start()
+    store.commit(store.open(NAMES, TIMEOUT)[0], changed(A))
+    assert store.kept[A] == ("new a:1", None)
+    assert store.count("acquire") > 2
+
+
+@pytest.mark.parametrize("timeout", [0, 0.1])
+def test_busy(store, timeout):
+    """Waiting ends with the time-out, and says which session it was; none is leased then."""
+    store.steal(B)
+    start = time.monotonic()
+    with says(SessionBusy, "'b:1'", "another process", "lock_timeout", "10 seconds"):
+        store.open(NAMES, timeout)
+    assert time.monotonic() - start >= timeout
+    assert list(store.leased) == [B]
+
+
+def test_pauses(store, monkeypatch):
+    """Who waits asks often at first, then seldom, but ten times a second at least."""
+    now, pauses = [100.0], []
+
+    def sleep(seconds):
+        pauses.append(seconds)
+        now[0] += seconds
+
+    store.leased[A] = "thief", float("inf")
+    monkeypatch.setattr(leases.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(leases.time, "sleep", sleep)
+    monkeypatch.setattr(leases.random, "uniform", lambda low, high: (low + high) / 2)
+    with pytest.raises(SessionBusy):
+        store.open([A], 10)
+    assert pauses[0] < 0.005
+    assert pauses[:-1] == sorted(pauses[:-1])
+    assert max(pauses) == 0.1
+    assert sum(pauses) == pytest.approx(10)  # the last one only as long as there is time
+    assert len(pauses) < 150
+    monkeypatch.undo()
+    monkeypatch.setattr(leases.time, "sleep", pauses.append)
+    pauses.clear()
+    for _ in range(100):
+        store.wait(A, 60, 30)
+    assert 0.05 <= min(pauses) < 0.08 < 0.12 < max(pauses) <= 0.15  # not all at the same times
+
+
+@pytest.mark.parametrize("changes", [changed(A), []], ids=["write", "nothing to write"])
+def test_lost(store, changes):
+    """What was lost is not written; a handler that wrote nothing has lost nothing."""
+    lease, _ = store.open(NAMES, 0)
+    store.steal(A)
+    if changes:
+        with says(SessionLost, "'a:1'", "10 seconds", "Handle the update again"):
+            store.commit(lease, changes)
+    else:
+        store.commit(lease, changes)
+    assert store.kept == {}
+    assert list(store.leased) == [A]  # the others are free
+    assert store.leased[A][0] == "thief"
+
+
+@pytest.mark.parametrize("error", [ConnectionError(), KeyboardInterrupt()], ids=repr)
+def test_write_fails(store, error):
+    """A write that fails reaches the caller, and lets go where the server allows."""
+    lease, _ = store.open([A], 0)
+    store.failures["write", A] = error
+    with pytest.raises(type(error)):
+        store.commit(lease, changed(A))
+    assert store.kept == store.leased == {}
+
+
+def test_failures_of_a_client(store):
+    """A handler's caller gets a `SessionStoreError` from what the client raised."""
+    for operation in ("acquire", "write"):
+        store.failures[operation, "session:42:42"] = error = ConnectionError()
+        with pytest.raises(SessionStoreError) as caught:
+            visit(lambda update: update.session.update(n=1), store=store)
+        assert caught.value.__cause__ is error
+    assert store.kept == store.leased == {}
+
+
+@pytest.mark.parametrize("error", [SessionDataError(), KeyboardInterrupt()], ids=repr)
+def test_leased_but_not_read(store, error):
+    """What was leased before reading it failed is let go of."""
+    store.acquire = failing(store.acquire, error, late=True)
+    with pytest.raises(type(error)):
+        store.open(NAMES, 0)
+    assert store.leased == {}
+
+
+def failing(call, *errors, late=False):
+    """The same, but it raises these first, if ``late`` when it is done."""
+    left = list(errors)
+
+    def run(*args, **kwargs):
+        if left and not late:
+            raise left.pop(0)
+        answer = call(*args, **kwargs)
+        if left:
+            raise left.pop(0)
+        return answer
+
+    return run
+
+
+# A step for each
+
+
+def test_groups(grouped):
+    """Sessions of several groups are leased in their order, and let go of when all are written."""
+    lease, found = grouped.open([C, A, B], 0)
+    assert found == ["old c:1", "old a:1", "old b:1"]
+    grouped.commit(lease, changed(C, A))
+    assert [call[1] for call in grouped.calls] == [A, B, C] * 3
+    assert {name: payload for name, (payload, _) in grouped.kept.items()} == {
+        A: "new a:1",
+        B: "old b:1",
+        C: "new c:1",
+    }
+    assert grouped.leased == {}
+
+
+@pytest.mark.parametrize("taken", NAMES)
+def test_one_group_is_held(grouped, taken):
+    """While one can't be had, none of the others is kept from those that need only it."""
+    grouped.steal(taken)
+    with says(SessionBusy, repr(taken)):
+        grouped.open(NAMES, 0)
+    assert list(grouped.leased) == [taken]
+
+
+@pytest.mark.parametrize(
+    "error", [ConnectionError(), SessionDataError(), KeyboardInterrupt()], ids=repr
+)
+def test_one_group_is_not_read(grouped, error):
+    """A group that can't be read leaves none leased."""
+    grouped.failures["acquire", B] = error
+    with pytest.raises(type(error)):
+        grouped.open(NAMES, 0)
+    assert grouped.leased == {}
+
+
+@pytest.mark.parametrize("lost", NAMES)
+@pytest.mark.parametrize("changes", [changed(*NAMES), []], ids=["write", "nothing to write"])
+def test_one_group_is_lost(grouped, lost, changes):
+    """None is saved if one is lost; the others are let go of."""
+    before = dict(grouped.kept)
+    lease, _ = grouped.open(NAMES, 0)
+    grouped.steal(lost)
+    if changes:
+        with says(SessionLost, repr(lost)):
+            grouped.commit(lease, changes)
+    else:
+        grouped.commit(lease, changes)
+    assert grouped.kept == before
+    assert list(grouped.leased) == [lost]
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["before", "after it was done"])
+@pytest.mark.parametrize("error", [ConnectionError(), KeyboardInterrupt()], ids=repr)
+@pytest.mark.parametrize("broken", NAMES)
+def test_one_group_is_not_written(grouped, broken, error, late):
+    """None is saved if writing one fails, even if that one was saved in truth."""
+    del grouped.kept[C]  # one that is new goes again
+    before = dict(grouped.kept)
+    lease, _ = grouped.open(NAMES, 0)
+    grouped.too_late = late
+    grouped.failures["write", broken] = error
+    with pytest.raises(type(error)):
+        grouped.commit(lease, changed(*NAMES))
+    assert grouped.kept == before
+    assert grouped.leased == {}
+
+
+# Renewing
+
+
+def test_long_handler():
+    """Leases are renewed for as long as the handler runs, a few times each, and then no more."""
+    store = OwnStore(0.3, grouped=True)
+    start = time.monotonic()
+    lease, _ = store.open(NAMES, 0)
+    time.sleep(1.0)
+    store.commit(lease, changed(*NAMES))
+    assert sorted(store.kept) == NAMES
+    assert 3 * 3 <= store.count("renew") <= (time.monotonic() - start) / 0.1 * 3
+    store.calls.clear()
+    time.sleep(0.3)
+    assert store.calls == []
+
+
+def test_renewing_fails_once(caplog):
+    """A renewal that fails is logged, and tried again before the lease is over."""
+    store = OwnStore(0.6)
+    store.failures["renew", A] = ConnectionError("hunter2")
+    lease, _ = store.open([A], 0)
+    until(lambda: store.count("renew") == 3)
+    store.commit(lease, changed(A))
+    (record,) = caplog.records
+    assert (record.name, record.levelno) == ("telesession", logging.WARNING)
+    assert "'a:1'" in record.message
+    assert "ConnectionError" in record.message
+    assert "hunter2" not in record.message
+
+
+def test_lost_while_the_handler_runs(caplog):
+    """What is lost is not renewed any more, and not saved."""
+    store = OwnStore(0.15)
+    lease, _ = store.open([A], 0)
+    store.steal(A)
+    until(lambda: store.count("renew"))
+    time.sleep(0.2)
+    assert store.count("renew") == 1
+    with says(SessionLost, "'a:1'"):
+        store.commit(lease, changed(A))
+    assert not caplog.records
+
+
+def test_ends_while_it_is_renewed(caplog):
+    """A handler may end in the middle of a renewal, even of one that then fails."""
+    store = OwnStore(0.15)
+    asked, answered = threading.Event(), threading.Event()
+
+    def renew(names, token):
+        asked.set()
+        answered.wait(TIMEOUT)
+        raise ConnectionError
+
+    store.renew = renew
+    lease, _ = store.open([A], 0)
+    assert asked.wait(TIMEOUT)
+    store.commit(lease, changed(A))
+    answered.set()
+    until(lambda: not renewer(store))
+    assert store.leased == {}
+    assert list(store.kept) == [A]
+    assert not caplog.records
+
+
+def test_renewer_ends_and_starts_again():
+    """There is one daemon thread while there are leases, and none after a while without."""
+    store = OwnStore(0.1)
+    for _ in range(2):
+        before = threading.active_count()
+        all = [store.open([name], 0)[0] for name in NAMES]
+        thread = renewer(store)
+        assert thread.daemon
+        assert thread.is_alive()
+        assert threading.active_count() <= before + 1
+        for lease in all:
+            store.commit(lease, ())
+        thread.join(TIMEOUT)
+        assert not thread.is_alive()
+
+
+def test_no_thread_to_be_had(store, monkeypatch, caplog):
+    """Where no thread can start, handlers go on and it is logged; the next one tries again."""
+
+    def start(thread):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        store.commit(store.open([A], 0)[0], changed(A))
+    assert "can't start new thread" in caplog.text
+    assert store.leased == {}
+    assert store.kept
+    store.commit(store.open([A], 0)[0], ())
+    assert renewer(store).is_alive()
+
+
+def test_store_goes():
+    """A store that nobody has is kept by no thread, and its thread ends."""
+    store = OwnStore(3)
+    store.commit(store.open([A], 0)[0], ())
+    thread = renewer(store)
+    gone = weakref.ref(store)
+    del store
+    gc.collect()
+    assert gone() is None
+    thread.join(3)  # else it would look for further leases for twice that long
+    assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("lease", [timedelta(days=365), 1e300])
+def test_very_long_lease(lease):
+    """The renewer is not in the way of a lease of any length."""
+    store = OwnStore(lease)
+    store.commit(store.open([A], 0)[0], ())
+    renewer(store).join(0.05)
+    assert renewer(store).is_alive()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of forks where there are threads
+def test_fork():
+    """A forked child has a thread for its own leases, and does not renew those of its parent."""
+    store = OwnStore(0.3)
+    lease, _ = store.open([A], 0)
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            own, _ = store.open([B], 0)
+            until(lambda: store.count("renew") >= 2)
+            store.commit(own, changed(B))
+            status = int(("renew", A) in store.calls)
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    store.commit(lease, changed(A))
+
+
+# Which stores are one
+
+
+def test_identity():
+    """The same object for the same part of the same client, for as long as there is a client."""
+
+    class Client:
+        pass
+
+    one, other = Client(), Client()
+    assert identity(one, "x") is identity(one, "x")
+    assert len({identity(client, space) for client in (one, other) for space in "xy"}) == 4
+    gone = weakref.ref(one)
+    del one
+    gc.collect()
+    assert gone() is None

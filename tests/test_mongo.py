@@ -1,0 +1,369 @@
+"""`MongoStore`: what is in the database, and what becomes of sessions when the server fails."""
+
+import gc
+import json
+import pickle
+import time
+import weakref
+from datetime import datetime, timedelta
+
+import pytest
+
+from telesession import SessionDataError, SessionLost, SessionStoreError, with_session
+from tests import servers
+from tests.helpers import SECRET, any_of, says
+from tests.stores import NAME, TIMEOUT, found, message, put, visit
+
+bson = pytest.importorskip("bson")
+pymongo = pytest.importorskip("pymongo")
+
+from telesession.mongo import MongoStore  # noqa: E402
+
+
+@pytest.fixture
+def store(mongo):
+    return MongoStore(mongo)
+
+
+def until(condition):
+    deadline = time.monotonic() + TIMEOUT
+    while not condition():
+        assert time.monotonic() < deadline, "it does not happen"
+        time.sleep(0.02)
+
+
+def nested(levels):
+    return {"deep": nested(levels - 1)} if levels else {"bottom": 1}
+
+
+# What is stored
+
+
+def test_document(store, mongo):
+    """A person can read what is stored, and nothing but the session is there."""
+    content = {"name": "Zoë", "cart": [{"id": 1, "price": 2.5}], "open": True, "note": None}
+    put(content, store=store)
+    assert list(mongo.find()) == [{"_id": NAME, "session": content}]
+
+
+READABLE = {
+    "floats": {"list": [1.0, -0.0, 0.1, 1e300, 5e-324, -1.5]},
+    "integers": {"list": [0, -1, 2**31, 2**53 + 1, 2**63 - 1, -(2**63)]},
+    "unicode": {"ключ": "Zoë 😀 \x00 \u2028", "\x1f": "~"},
+    "empty parts": {"dict": {}, "list": [], "text": ""},
+    "order": {"z": 1, "a": {"y": 2, "b": 3}},
+    "deep": nested(40),
+    "names of ours": {"_id": 1, "lease": {"token": "x"}, "session": 2, "delete_at": 3},
+}
+AS_TEXT = {
+    "big integers": {"list": [2**70, -(2**64), 2**63]},
+    "dotted keys": {"a.b": 1},
+    "keys of operators": {"inner": {"$set": 1}},
+    "an empty key": {"": 1},
+    "a key with a zero": {"a\0b": 1},
+    "half a character": {"text": "\ud800"},
+    "very deep": nested(150),
+}
+
+
+@any_of({**READABLE, **AS_TEXT})
+def test_round_trip(store, mongo, case):
+    """A session comes back exactly, whatever JSON can say; where BSON can't, it is kept as JSON."""
+    put(case, store=store)
+    stored = mongo.find_one()["session"]
+    assert type(stored) is (str if case in AS_TEXT.values() else dict)
+    assert json.dumps(found(store=store)) == json.dumps(case)
+    assert json.dumps(json.loads(stored) if type(stored) is str else stored) == json.dumps(case)
+
+
+def test_other_codecs(store, mongo):
+    """Bytes that a codec makes are kept as they are."""
+    content = {"tags": {"a", "b"}, 1: (2, 3)}
+    put(content, store=store, codec=pickle)
+    assert pickle.loads(mongo.find_one()["session"]) == content
+    assert found(store=store, codec=pickle) == content
+
+
+@pytest.mark.parametrize("text", ['{"n": 1}', '{"n":1.00}', '{"n":1,"n":2}', "[1]", "~signed~"])
+def test_text_of_other_codecs(store, mongo, text):
+    """So is their text, unless it is what our own JSON says as well."""
+    store.commit(store.open([NAME], 0)[0], [(NAME, text, None)])
+    lease, payloads = store.open([NAME], 0)
+    store.commit(lease, ())
+    assert payloads == [mongo.find_one()["session"]] == [text]
+
+
+def test_edited(store, mongo):
+    """What somebody writes into the database by hand is what the handler finds."""
+    put({"n": 1}, store=store)
+    mongo.update_one({"_id": NAME}, {"$set": {"session.n": 2, "session.new": {"a.b": [2**40]}}})
+    assert found(store=store) == {"n": 2, "new": {"a.b": [2**40]}}
+    mongo.insert_one({"_id": "session:42:42 ", "session": {"n": 3}})
+    assert found(store=store, key=lambda update: "42:42 ") == {"n": 3}
+
+
+@any_of(
+    {
+        "a date": {"at": datetime(2026, 1, 1)},
+        "an id": {"list": [bson.ObjectId()]},
+        "bytes": {"raw": b"hunter2"},
+        "a decimal": {"price": bson.Decimal128("1.5")},
+        "not a number": {"n": float("nan")},
+        "a list": [SECRET],
+        "a number": 42,
+        "a date only": datetime(2026, 1, 1),
+        "text": SECRET,
+    }
+)
+def test_edited_into_something_else(store, mongo, case):
+    """What JSON can't say is reported and left as it is; no lease stays."""
+    mongo.insert_one({"_id": NAME, "session": case})
+    before = bson.encode(mongo.find_one())
+    with says(SessionDataError, repr(NAME)):
+        visit(lambda update: pytest.fail("it ran"), store=store)
+    assert bson.encode(mongo.find_one()) == before
+
+
+# What is deleted
+
+
+def test_index(store, mongo):
+    """The first use of the collection makes its TTL index."""
+    found(store=store)
+    indexes = {name: dict(index) for name, index in mongo.index_information().items()}
+    assert list(indexes) == ["_id_", "delete_at_1"]
+    assert indexes["delete_at_1"]["expireAfterSeconds"] == 0
+
+
+def test_times(store, mongo):
+    """A document is to be deleted when its session is over and its lease is."""
+    during = []
+
+    def body(update):
+        during.append(mongo.find_one())
+        update.session["n"] = len(during)
+
+    for ttl in (None, None, 5, 5, 60, 60, None, None):
+        visit(body, store=store, ttl=ttl)
+        after = mongo.find_one()
+        assert "lease" not in after
+        if ttl is None:
+            assert after.keys() == {"_id", "session"}
+        else:
+            now = datetime.now(bson.tz_util.utc).replace(tzinfo=None)
+            assert abs(after["expires"] - now - timedelta(seconds=ttl)) < timedelta(seconds=2)
+            assert after["delete_at"] == after["expires"]
+    new, *others = during
+    assert new["delete_at"] == new["lease"]["until"]
+    assert "session" not in new
+    expected = ["", "", "until", "until", "expires", "expires", ""]
+    for each, last in zip(others, expected, strict=True):
+        times = {"until": each["lease"]["until"], "expires": each.get("expires")}
+        assert each.get("delete_at") == times.get(last)
+
+
+def test_expires_while_the_handler_runs(mongo):
+    """A document is not deleted under a handler that takes longer than ttl, lease and sweeps."""
+    store = MongoStore(mongo, lease=0.5)
+    put({"n": 1}, store=store, ttl=0.2)
+
+    def body(update):
+        time.sleep(1.2)
+        update.session["n"] = update.session.get("n", 0) + 1
+
+    visit(body, store=store, ttl=60)
+    assert found(store=store, ttl=60) == {"n": 2}
+
+
+def test_nothing_is_left(mongo):
+    """100 users and as many processes that died leave no document behind."""
+    count = with_session(store=MongoStore(mongo), ttl=1)(lambda update: update.session.update(n=1))
+    dying = MongoStore(mongo, lease=0.5)
+    for user in range(100):
+        count(message(user + 1))
+        dying.acquire([f"dead:{user}"], "token", 0)
+    assert mongo.count_documents({}) > 0
+    until(lambda: not mongo.count_documents({}))
+
+
+# Several at once
+
+
+@pytest.fixture
+def stack(store):
+    """Decorates a handler of three sessions, and puts them as 1, 2 and 3."""
+    declarations = [with_session(property=name, store=store, ttl=60) for name in "abc"]
+
+    def decorated(handler):
+        for declaration in declarations:
+            handler = declaration(handler)
+        return handler
+
+    @decorated
+    def save(update):
+        update.a, update.b, update.c = ({"n": n} for n in (1, 2, 3))
+
+    save(message())
+    return decorated
+
+
+def contents(mongo):
+    assert not mongo.find_one({"lease": {"$exists": True}}), "one is still leased"
+    return {each["_id"][0]: each["session"]["n"] for each in mongo.find()}
+
+
+def test_stack(stack, mongo):
+    """Sessions of a stack are saved together, and removed."""
+    assert contents(mongo) == {"a": 1, "b": 2, "c": 3}
+
+    @stack
+    def change(update):
+        update.a["n"], update.c = 11, None
+
+    change(message())
+    assert contents(mongo) == {"a": 11, "b": 2}
+
+
+@any_of(
+    {
+        "taken": {"$set": {"lease.token": "thief"}},
+        "over": {"$set": {"lease.until": datetime(2020, 1, 1)}},
+        "removed": {"$unset": {"lease": 1}},
+    }
+)
+@pytest.mark.parametrize("lost", "abc")
+def test_one_of_a_stack_is_lost(stack, mongo, lost, case):
+    """None of a stack is saved when one of its sessions was lost; the others are free again."""
+
+    @stack
+    def change(update):
+        update.a["n"], update.b, update.c["n"] = 11, None, 33
+        mongo.update_one({"_id": f"{lost}:42:42"}, case)
+
+    with says(SessionLost, f"'{lost}:42:42'"):
+        change(message())
+    mongo.update_one({"_id": f"{lost}:42:42"}, {"$unset": {"lease": 1}})
+    assert contents(mongo) == {"a": 1, "b": 2, "c": 3}
+
+
+def test_handler_that_lost_its_document(store, mongo):
+    """A session whose document somebody deleted under the handler does not come back."""
+    put({"n": 1}, store=store)
+
+    def body(update):
+        update.session["n"] = 2
+        mongo.delete_many({})
+
+    with says(SessionLost, repr(NAME)):
+        visit(body, store=store)
+    assert mongo.find_one() is None
+
+
+# Trouble
+
+
+@pytest.fixture
+def server(tmp_path):
+    with servers.mongo_server(tmp_path) as server:
+        yield server
+
+
+def test_server_trouble(server):
+    """A server that is gone is reported; when it is back, work goes on as if nothing was."""
+    client = pymongo.MongoClient(
+        "127.0.0.1", server.port, directConnection=True, serverSelectionTimeoutMS=150
+    )
+    with client:
+        store = MongoStore(client.telesession.sessions, lease=1)
+
+        def handle(n, *trouble):
+            def body(update):
+                update.session["n"] = n
+                for each in trouble:
+                    each()
+
+            visit(body, store=store)
+
+        handle(1)
+        server.stop()
+        with says(SessionStoreError, repr(NAME), "did not run") as caught:
+            handle(2, pytest.fail)
+        assert isinstance(caught.value.__cause__, pymongo.errors.PyMongoError)
+        server.start()
+        assert found(store=store) == {"n": 1}
+
+        with says(SessionStoreError, repr(NAME), "not saved"):
+            handle(3, server.stop)
+        server.start()
+        assert found(store=store) == {"n": 1}  # when the lease of that handler is over
+
+        with says(SessionLost, repr(NAME)):
+            handle(4, server.stop, lambda: time.sleep(1.2), server.start)
+        assert found(store=store) == {"n": 1}
+
+    client = pymongo.MongoClient("127.0.0.1", server.port, directConnection=True)
+    with client:
+        store = MongoStore(client.telesession.sessions)
+        handle(5, server.stop, server.start)
+        assert found(store=store) == {"n": 5}
+
+
+# Misuse
+
+
+@any_of(
+    {
+        "a database": lambda client: client.telesession,
+        "a client": lambda client: client,
+        "asynchronous": lambda client: pymongo.AsyncMongoClient(connect=False).a.b,
+        "a name": lambda client: "sessions",
+    }
+)
+def test_no_collection(mongo_client, case):
+    """What is no collection is refused, with the cure."""
+    with says(TypeError, "collection=", "pymongo.MongoClient().my_bot.sessions"):
+        MongoStore(case(mongo_client))
+
+
+def test_unanswered_writes(mongo):
+    """A collection whose writes nobody answers is refused."""
+    unanswered = mongo.with_options(write_concern=pymongo.WriteConcern(w=0))
+    with says(ValueError, "collection=", "w=0"):
+        MongoStore(unanswered)
+
+
+@pytest.mark.parametrize("lease", [0, -1, True, "10", None, float("nan"), float("inf")], ids=repr)
+def test_lease(mongo, lease):
+    """So is a lease that is no time."""
+    with says(TypeError if lease in (True, "10", None) else ValueError, f"lease={lease!r}"):
+        MongoStore(mongo, lease=lease)
+
+
+def test_long_times(mongo):
+    """Any lease and ttl will do, even such as end later than MongoDB has dates."""
+    store = MongoStore(mongo, lease=1e300)
+    put({"n": 1}, store=store, ttl=1e300)
+    assert found(store=store) == {"n": 1}
+
+
+def test_same_place(mongo_client, mongo):
+    """Stores of one collection are one: their handlers queue for each other."""
+    one, other = MongoStore(mongo), MongoStore(mongo_client.telesession.sessions)
+    assert one.identity is other.identity
+    assert one.identity is not MongoStore(mongo_client.telesession.others).identity
+    assert repr(one) == "MongoStore(telesession.sessions)"
+
+
+def test_equal_clients():
+    """pymongo has equal clients of one server: a store does not depend on whether another lives."""
+    first, second = (pymongo.MongoClient("127.0.0.1", 1, connect=False) for _ in range(2))
+    one, other = MongoStore(first.a.b), MongoStore(second.a.b)
+    before = other.identity
+    assert one.identity is before
+    gone = weakref.ref(first)
+    first.close()
+    del first, one
+    gc.collect()
+    assert gone() is None
+    assert other.identity is before
+    second.close()
