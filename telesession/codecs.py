@@ -52,9 +52,10 @@ def encode(codec: Codec, data: dict[Any, Any], before: "str | bytes | None") -> 
     try:
         payload = codec.dumps(data)
         if codec is pickle:
+            opcodes: Any = payload
             if payload == before:
                 return before
-            if not (b"\x93" in payload or b"\x8f" in payload or b"\x91" in payload):
+            if not (0x93 in opcodes or 0x8F in opcodes or 0x91 in opcodes):
                 return payload  # neither classes nor sets: it can be loaded, and has one form only
             codec.loads(payload)
         else:

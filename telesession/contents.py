@@ -13,11 +13,11 @@ _MISSING: Any = object()
 
 def load(session: Session, stored: Payload | None) -> None:
     """Fill a session with what is stored of it, or with what a new one starts with."""
-    declaration = session._declaration
     session._stored = session._before = stored
     if stored is None:
         _start(session)
         return
+    declaration = session._declaration
     try:
         data = declaration.codec.loads(stored)
     except Exception as error:
@@ -57,7 +57,7 @@ def refill(session: Session, data: dict[str, Any]) -> None:
     """Have a closed session show what was put in its place, on all updates that it was on."""
     dict.clear(session)
     dict.update(session, data)
-    for update in (session._update, *session._guests):
+    for update in session._updates:
         setattr(update, session._declaration.attribute, session)
 
 
@@ -70,7 +70,9 @@ def wrong_type(session: Session, left: Any) -> SessionDataError:
 
 def inject(update: Any, property: str, session: Any) -> None:
     """Set the attribute of an update that holds its session."""
-    check_free(update, property)
+    existing = getattr(update, property, _MISSING)
+    if existing is not _MISSING:
+        check_free(update, property)
     setattr(update, property, session)
 
 

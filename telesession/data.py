@@ -17,12 +17,11 @@ class Session(dict[str, Any]):
     """
 
     _plain = dict  #: the type that codecs see
-    __slots__ = ("_before", "_declaration", "_guests", "_inner", "_name", "_stored", "_update")
+    __slots__ = ("_before", "_declaration", "_inner", "_name", "_stored", "_updates")
     _declaration: "Declaration"
     _name: str  #: in the store
-    _update: Any  #: whose attribute the session is
-    _guests: tuple[Any, ...]  #: other updates that handlers further in joined it with
-    _inner: tuple[Any, ...]  #: the updates of those that are running, innermost last
+    _updates: tuple[Any, ...]  #: whose attribute it is: its own, and those it was joined with
+    _inner: tuple[Any, ...]  #: once joined: the updates of handlers that run, innermost last
     _stored: Payload | None  #: what the store had
     _before: Payload | None  #: what the codec makes of the session while nothing has changed
 

@@ -18,15 +18,14 @@ Lease: TypeAlias = tuple[Store, Any, Collection[Session]]
 
 def open_on(
     store: Store, names: Sequence[str], sessions: Collection[Session], timeout: float
-) -> tuple[Lease, Sequence[Payload | None]]:
+) -> tuple[Any, Sequence[Payload | None]]:
     """Lease the sessions that live on one store, and read what is stored of them."""
     try:
-        token, payloads = store.open(names, timeout)
+        return store.open(names, timeout)
     except SessionError:
         raise
     except Exception as error:
         raise _failure("load", store, sessions, error) from error
-    return (store, token, sessions), payloads
 
 
 def commit(leases: list[Lease], plan: Sequence[Sequence[Change]]) -> None:
@@ -34,16 +33,17 @@ def commit(leases: list[Lease], plan: Sequence[Sequence[Change]]) -> None:
 
     If a store fails, only the ``leases`` of those behind it are left, for `let_go`.
     """
-    all = leases.copy()
-    for number, (store, token, sessions) in enumerate(all):
-        del leases[0]
+    for number, (store, token, sessions) in enumerate(leases):
         try:
             store.commit(token, plan[number])
         except BaseException as error:
-            _undo(all[:number] if store.atomic else all[: number + 1], plan)
+            written = leases[:number] if store.atomic else leases[: number + 1]
+            del leases[: number + 1]
+            _undo(written, plan)
             if isinstance(error, SessionError) or not isinstance(error, Exception):
                 raise
             raise _failure("save", store, sessions, error) from error
+    leases.clear()
 
 
 def let_go(leases: list[Lease], *, touch: bool) -> None:

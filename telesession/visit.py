@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from telesession.declaration import Declaration
     from telesession.wrapper import Condition, Stack
 
-_NONE: Sequence[Any] = ()  # not a list, since most visits need none of theirs
-
 
 class Dropped(SessionBusy):
     """A session with ``busy="drop"`` is in use."""
@@ -36,26 +34,17 @@ class Dropped(SessionBusy):
 class Visit:
     """One update's visit to the sessions of a stack; the holder of their locks."""
 
-    __slots__ = (
-        "_absent",
-        "_joined",
-        "_leases",
-        "_locked",
-        "_update",
-        "opened",
-        "thread",
-        "waits_since",
-    )
+    # What most visits don't have, at no cost to them.
+    waits_since = 0.0
+    _absent: Sequence[tuple[str, NoSession]] = ()
+    #: what we joined, and what we made of it where the outer handler had removed it
+    _joined: Sequence[tuple[Session, dict[str, Any] | None]] = ()
 
     def __init__(self, stack: "Stack", update: Any) -> None:
         self.thread = get_ident()
-        self.waits_since = 0.0
         self.opened: dict[LockKey, Session] = {}  # what visits further in may join
         self._update = update
         self._leases: list[Lease] = []
-        self._absent: Sequence[tuple[str, NoSession]] = _NONE
-        # what we joined, and what we made of it where the outer handler had removed it
-        self._joined: Sequence[tuple[Session, dict[str, Any] | None]] = _NONE
         names: list[str] = []
         for declaration in stack.declarations:
             name = declaration.name(update)
@@ -66,8 +55,7 @@ class Visit:
             session = Session()
             session._declaration = declaration
             session._name = name
-            session._update = update
-            session._guests = session._inner = ()
+            session._updates = (update,)
             self.opened[name + declaration.lock_suffix] = session
         if passed and self._take_over():
             return
@@ -91,7 +79,7 @@ class Visit:
             if left is not None and not isinstance(left, (NoSession, Session)):
                 absent._refuse()
         plan: list[list[Change]] = []
-        replaced: Sequence[tuple[Session, dict[str, Any]]] = _NONE
+        replaced: Sequence[tuple[Session, dict[str, Any]]] = ()
         for _, _, sessions in self._leases:
             changes: list[Change] = []
             for session in sessions:
@@ -204,8 +192,8 @@ class Visit:
         """Read the sessions that live on one store, and inject them."""
         if self.waits_since:
             timeout = max(0.0, timeout - (time.monotonic() - self.waits_since))
-        lease, payloads = open_on(store, names, sessions, timeout)
-        self._leases.append(lease)
+        token, payloads = open_on(store, names, sessions, timeout)
+        self._leases.append((store, token, sessions))
         for session, stored in zip(sessions, payloads):
             load(session, stored)
             inject(self._update, session._declaration.attribute, session)
@@ -243,20 +231,20 @@ class Visit:
             del self.opened[key]
             session = host.opened[key]
             property = session._declaration.attribute
-            innermost = session._inner[-1] if session._inner else session._update
+            inner = getattr(session, "_inner", ())
+            innermost = inner[-1] if inner else session._updates[0]
             current = getattr(innermost, property, None)
             fresh = None
             if current is None:  # the handler around us removed it
                 current = fresh = session._declaration.start(session._name)
             elif not isinstance(current, dict):
                 raise wrong_type(session, current)
-            others = (session._update, *session._guests)
-            if not any(self._update is other for other in others):
+            if not any(self._update is other for other in session._updates):
                 if getattr(self._update, property, None) is not session:  # as a copy's may be
                     check_free(self._update, property)
-                session._guests = (*session._guests, self._update)
+                session._updates += (self._update,)
             setattr(self._update, property, current)
-            session._inner = (*session._inner, self._update)
+            session._inner = (*inner, self._update)
             self._joined = (*self._joined, (session, fresh))
 
     def _hand_back(self) -> None:
@@ -267,5 +255,5 @@ class Visit:
             left = getattr(self._update, property, None)
             if left is fresh and left == session._declaration.start(session._name):
                 left = None  # nothing came of it: it stays removed
-            for update in (session._update, *session._guests):
+            for update in session._updates:
                 setattr(update, property, left)

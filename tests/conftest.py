@@ -16,6 +16,21 @@ from tests.stores import BACKENDS, Backend
 TIMEOUT = 10  # seconds, a guard: servers answer within a tenth of one
 
 
+# Modules, and parameters of tests, that take long without depending on the Python that runs them.
+THOROUGH = {"test_processes", "test_model", "test_types", "test_benchmarks", "test_soak"}
+THOROUGH |= {"redis-cluster", "mariadb", "mongo", "cachelib", "memcached", "lru-cache"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what CI runs on one Python only."""
+    for item in items:
+        call = getattr(item, "callspec", None)
+        values = call.params.values() if call else ()
+        traits = {item.path.stem, *(value for value in values if isinstance(value, str))}
+        if not THOROUGH.isdisjoint(traits):
+            item.add_marker("thorough")
+
+
 @pytest.fixture
 def store():
     """A store for a test's sessions, none of which is left locked."""
