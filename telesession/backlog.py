@@ -38,7 +38,7 @@ class Backlogs:
 
         Where another thread is at it already, that one will call the handler: `None`, at once.
         """
-        if locks.is_mine(key):  # called by a handler that has the session
+        if locks.any_held():  # called by a handler, to which updates of others are no concern
             return handler(*args, **kwargs)
         with self._mutex:
             line = self._lines.get(key)
@@ -46,10 +46,18 @@ class Backlogs:
                 line.append((handler, args, kwargs))
                 return None
             self._lines[key] = deque()
+        result = failure = None
         try:
-            return handler(*args, **kwargs)
-        finally:
-            self._work_off(key)
+            result = handler(*args, **kwargs)
+        except Exception as error:
+            failure = error
+        except BaseException:
+            self._drop(key)
+            raise
+        self._work_off(key)  # not while handling the failure, which is none of theirs
+        if failure is not None:
+            raise failure
+        return result
 
     def _work_off(self, key: LockKey) -> None:
         try:
@@ -59,12 +67,16 @@ class Backlogs:
                     handler(*args, **kwargs)
                 except Exception as error:
                     _report(key, error)
-        except BaseException:  # Ctrl-C: nobody will come back to them
-            with self._mutex:
-                dropped = self._lines.pop(key)
-            if dropped:
-                logger.warning("%d queued updates of %r are not handled", len(dropped), key)
+        except BaseException:
+            self._drop(key)
             raise
+
+    def _drop(self, key: LockKey) -> None:
+        """Ctrl-C: nobody will come back to those in the line."""
+        with self._mutex:
+            line = self._lines.pop(key)
+        if line:
+            logger.warning("%d queued updates of %r are not handled", len(line), key)
 
     def _next(self, key: LockKey) -> _Call | None:
         with self._mutex:

@@ -58,7 +58,7 @@ def encode(codec: Codec, data: dict[Any, Any], before: "str | bytes | None") -> 
             if not (0x93 in opcodes or 0x8F in opcodes or 0x91 in opcodes):
                 return payload  # neither classes nor sets: it can be loaded, and has one form only
             codec.loads(payload)
-        else:
+        elif codec is not JSON or "\\ud" in str(payload) or not _is_plain(data, _DEEP):
             changed = _changed(data, codec.loads(payload), "")
             if changed:
                 raise Unkeepable(*changed)
@@ -66,9 +66,36 @@ def encode(codec: Codec, data: dict[Any, Any], before: "str | bytes | None") -> 
         raise
     except Exception as error:
         raise Unkeepable(*_refused(codec, data)) from error
-    if before is not None and payload in (before, codec.dumps(codec.loads(before))):
-        return before  # which may have been written by others, in another style
+    if before is not None:
+        if payload == before:
+            return before
+        stored = codec.loads(before)  # which others may have written, in another style
+        if (codec is not JSON or stored == data) and codec.dumps(stored) == payload:
+            return before
     return payload
+
+
+_DEEP = 50  # levels of a session that few have
+_SCALARS = {str, int, float, bool, type(None)}
+
+
+def _is_plain(data: dict[Any, Any] | list[Any], depth: int) -> bool:
+    """Whether strict JSON gives ``data`` back exactly, whatever is in it.
+
+    Only two halves of a surrogate pair, each in a place of its own, would become one character.
+    """
+    if type(data) is dict:
+        if not set(map(type, data)) <= {str}:
+            return False
+        values: Any = data.values()
+    else:
+        values = data
+    types = set(map(type, values))
+    if types <= _SCALARS:
+        return True
+    if depth == 0 or not types <= {dict, list, *_SCALARS}:
+        return False
+    return all(_is_plain(one, depth - 1) for one in values if type(one) in (dict, list))
 
 
 def _refused(codec: Codec, value: Any) -> tuple[str, str]:

@@ -98,6 +98,10 @@ class Declaration:
         same sessions it gets them as they are, still locked, so nobody comes in between.
         """
         for condition in conditions:
+            if not callable(condition):
+                raise TypeError(
+                    f"when({condition!r}) takes functions, and values by name: when(step='name')"
+                )
             checked_callable("when", condition)
         if not conditions and not values:
             raise TypeError("when() needs something to tell by, such as when(step='name')")
@@ -107,7 +111,12 @@ class Declaration:
                 condition(session) for condition in conditions
             )
 
-        return lambda handler: wrap(self, handler, matches)
+        def decorate(handler: Handler) -> Handler:
+            if not callable(getattr(handler, "__func__", handler)):  # it was `@session.when`
+                raise TypeError("when goes above a handler with parentheses: @session.when(n=1)")
+            return wrap(self, handler, matches)
+
+        return decorate
 
     @contextlib.contextmanager
     def open(self, update: Any = _MISSING, *, key: Any = _MISSING) -> Iterator[Session]:
@@ -131,19 +140,20 @@ class Declaration:
         """
         if (update is _MISSING) == (key is _MISSING) or isinstance(update, (str, int)):
             raise TypeError("open takes an update, or a key: open(message) or open(key='42:99')")
-        one = copy.copy(self)
-        one.busy = "wait"
-        if update is _MISSING:
-            one._key = lambda outside: key
-        else:
-            one._key = lambda outside: self._key(update)
         outside = types.SimpleNamespace()
-        if one.name(outside) is None:
+        if update is not _MISSING:
+            name = self.name(update)
+        else:
+            name = self._name_of(key, "open was given the key", outside)
+        if name is None:
             raise SessionUnavailable(
                 self.reason(update)
                 if key is _MISSING
                 else f"{self.attribute!r} can't be opened with key=None. Give the key of a session."
             )
+        one = copy.copy(self)
+        one.busy = "wait"
+        one._key = lambda outside: name.partition(":")[2]
         visit = Visit(Stack(one), outside)
         try:
             yield getattr(outside, self.attribute)
@@ -164,12 +174,15 @@ class Declaration:
                 f"{kind(update)} with {type(error).__name__}. Have it return None for updates "
                 "that have no session."
             ) from error
+        return self._name_of(key, f"the key function {called(self._key)} gave", update)
+
+    def _name_of(self, key: Any, origin: str, update: Any) -> str | None:
         if key is None:
             return None
         if not isinstance(key, (str, int)) or isinstance(key, bool) or key == "":
             raise SessionError(
-                f"the key function {called(self._key)} of {self.attribute!r} gave {key!r} for "
-                f"{kind(update)}. Return a str that isn't empty or an int, or None for no session."
+                f"{self.attribute!r}: {origin} {key!r} for {kind(update)}. A key is a str that "
+                "isn't empty, or an int, or None for no session."
             )
         return f"{self.attribute}:{key}"
 

@@ -41,6 +41,9 @@ class KeyValueStore(Store):
     def __init__(
         self, store: Any, *, expire: str | None = None, clock: Callable[[], float] = time.time
     ) -> None:
+        better = _BETTER.get(type(store).__module__.partition(".")[0])
+        if better is not None:
+            raise TypeError(f"store={type(store).__name__}: wrap it as telesession.{better}")
         put = getattr(store, "set", None) or getattr(store, "put", None)
         get = getattr(store, "get", None)
         if isinstance(store, type):
@@ -171,6 +174,8 @@ def parse(text: str) -> tuple[float | None, Payload]:
         return expires, base64.b64decode(payload, validate=True)
     return expires, payload
 
+
+_BETTER = {"pymongo": "mongo.MongoStore(collection)", "sqlalchemy": "sql.SQLStore(engine)"}
 
 # By the identity of the object, which lives as long as a wrapper of it does.
 _mutexes: "weakref.WeakValueDictionary[int, threading.Lock]" = weakref.WeakValueDictionary()

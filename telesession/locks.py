@@ -18,8 +18,6 @@ from typing import Protocol
 
 from telesession.errors import SessionBusy
 
-EVICTION = 1.0  # seconds for which a lock may be kept with no handler at work
-
 LockKey = str  # "<name of the session in its store>@<identity of the store>"
 
 
@@ -31,9 +29,6 @@ class Holder(Protocol):
 
     def lock_timeout(self, key: LockKey) -> float:
         """Seconds to wait for ``key``; may raise `SessionBusy` at once."""
-
-    def evict(self) -> None:
-        """Let go if no handler is at work; called now and then by those who wait."""
 
 
 class _Waiter:
@@ -62,10 +57,10 @@ class Locks:
         """Who holds ``key``, which the calling thread does."""
         return self._holders[key]
 
-    def is_mine(self, key: LockKey) -> bool:
-        """Whether the calling thread holds ``key``."""
-        holder = self._holders.get(key)
-        return holder is not None and holder.thread == threading.get_ident()
+    def any_held(self) -> bool:
+        """Whether the calling thread holds any lock, that is, is in a handler with a session."""
+        thread = threading.get_ident()
+        return any(holder.thread == thread for holder in list(self._holders.values()))
 
     def hand_over(self, keys: Iterable[LockKey], holder: Holder) -> None:
         """Make ``holder`` the one who holds ``keys``, which the caller does."""
@@ -111,16 +106,9 @@ class Locks:
             waiter = self._waiters[holder.thread] = _Waiter(key, holder)
             self._queues.setdefault(key, deque()).append(waiter)
             self._grant(key)  # it may have been released just before we had a queue
-        end = holder.waits_since + timeout
-        granted = False
+        left = min(max(0.0, holder.waits_since + timeout - time.monotonic()), threading.TIMEOUT_MAX)
         try:
-            while not granted:
-                left = max(0.0, end - time.monotonic())
-                granted = waiter.gate.acquire(timeout=min(left, EVICTION))
-                if not granted and (current := self._holders.get(key)):
-                    current.evict()
-                if left <= EVICTION:
-                    break
+            granted = waiter.gate.acquire(timeout=left)
         except BaseException:  # Ctrl-C while waiting
             if not self._withdraw(waiter):
                 self.release([key])

@@ -13,7 +13,7 @@ from telesession.keyvalue import compose, parse
 from telesession.leases import Held, LeasingStore, identity
 from telesession.stores import Change, Payload
 
-_LONGEST_WAIT = 0.5  # seconds to wait to be woken; a holder that died wakes nobody
+_LONGEST_WAIT = 0.2  # seconds to wait to be woken; a holder that died wakes nobody
 _LONGEST_TTL = 10**14  # milliseconds; the server refuses much more
 
 
@@ -55,7 +55,7 @@ class RedisStore(LeasingStore):
     ) -> None:
         super().__init__(lease)
         call = getattr(client, "evalsha", None)
-        if call is None or isinstance(client, type):
+        if call is None or isinstance(client, type) or hasattr(client, "command_stack"):
             raise TypeError(f"client={client!r} is no Redis client: give redis.Redis() or the like")
         if inspect.iscoroutinefunction(getattr(client, "execute_command", None)):
             raise TypeError(

@@ -2,18 +2,21 @@
 
 A handler under `when` that doesn't match leaves its sessions open and locked, so that nobody comes
 in between. The next handler of the same update takes them over, if it has the same sessions; else
-they are let go. That no handler took them shows when pyTelegramBotAPI drops what the last one
-returned; if an error keeps that alive, whoever waits for a session calls `Passed.evict`.
+they are let go. That none took them shows when pyTelegramBotAPI drops what the last one returned.
+Where an error keeps that alive, or a decorator has hidden who dropped it, a thread finds out by
+looking whether pyTelegramBotAPI is still at that update.
 """
 
 import functools
+import sys
 import threading
 import time
 from collections.abc import Callable, Collection
+from types import FrameType
 from typing import Any
 
 from telesession.data import ClosedSession, Session
-from telesession.locks import EVICTION, LockKey, locks
+from telesession.locks import LockKey, locks
 from telesession.transactions import Lease, let_go
 
 #: By the id of the update. Whoever pops an entry is the one who may use what it has.
@@ -37,24 +40,34 @@ class Passed:
         self.leases = leases
         self.thread = threading.get_ident()
         self._update = update
-        self._since = time.monotonic()
         for session in opened.values():
             session.__class__ = ClosedSession
         passed[id(update)] = self
         locks.hand_over(locked, self)
+        sweeper.start()
 
     def lock_timeout(self, key: LockKey) -> float:
         return 0.0  # it waits for nothing
 
-    def evict(self) -> None:
-        if time.monotonic() - self._since >= EVICTION:
+    def withdraw(self) -> None:
+        """Let go, unless a handler has taken it over."""
+        if passed.get(id(self._update)) is self:
+            self.thread = 0  # or a handler of that thread would take itself for the holder
+            if passed.pop(id(self._update), None):
+                self.let_go()
+
+    def dropped(self) -> None:
+        """Let go, if it is pyTelegramBotAPI who dropped us: garbage is collected anywhere."""
+        if _is_telebot(sys._getframe(2)):
             self.withdraw()
 
-    def withdraw(self) -> bool:
-        """Let go, unless a handler has taken it over."""
-        if passed.get(id(self._update)) is not self or not passed.pop(id(self._update), None):
-            return False
-        self.let_go()
+    def is_over(self) -> bool:
+        """Whether pyTelegramBotAPI has left the update: no frame of the thread has it any more."""
+        frame = sys._current_frames().get(self.thread)
+        while frame is not None:
+            if _is_telebot(frame) and any(one is self._update for one in frame.f_locals.values()):
+                return False
+            frame = frame.f_back
         return True
 
     def let_go(self) -> None:
@@ -62,11 +75,61 @@ class Passed:
         locks.release(self.locked)
 
 
+def is_dispatched() -> bool:
+    """Whether it is pyTelegramBotAPI who called the handler, and may go on to another one."""
+    frame: FrameType | None = sys._getframe(3)
+    while frame is not None and not _is_telebot(frame):
+        frame = frame.f_back
+    return frame is not None
+
+
+def _is_telebot(frame: FrameType) -> bool:
+    return str(frame.f_globals.get("__name__")).partition(".")[0] == "telebot"
+
+
+class _Sweeper:
+    """A thread that lets go of what no handler takes; it is there only while there is work."""
+
+    TICK = 0.05  # seconds
+
+    def __init__(self) -> None:
+        self._mutex = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        if self._thread is None or not self._thread.is_alive():  # as in a forked child
+            with self._mutex:
+                if self._thread is None or not self._thread.is_alive():
+                    self._thread = threading.Thread(
+                        target=self._run, name="telesession-sweeper", daemon=True
+                    )
+                    self._thread.start()
+
+    def _run(self) -> None:
+        idle = 0
+        while idle < 20 or not self._ended():
+            time.sleep(self.TICK)
+            idle = 0 if passed else idle + 1
+            for one in list(passed.values()):
+                if one.is_over():
+                    one.withdraw()
+
+    def _ended(self) -> bool:
+        with self._mutex:
+            thread, self._thread = self._thread, None
+            if passed:  # somebody came just before
+                self._thread = thread
+            return self._thread is None
+
+
+sweeper = _Sweeper()
+
+
 @functools.cache
 def go_on() -> Callable[..., Any]:
     """The class whose instances have pyTelegramBotAPI go on to its next handler.
 
-    What is given to it is called when pyTelegramBotAPI has dropped the instance.
+    What is given to it is called when such an instance is dropped.
     """
     from telebot.handler_backends import ContinueHandling
 

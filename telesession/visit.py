@@ -18,7 +18,7 @@ from telesession.contents import check_free, encoded, inject, load, refill, repl
 from telesession.data import ClosedSession, NoSession, Session
 from telesession.errors import SessionBusy
 from telesession.locks import LockKey, locks
-from telesession.routing import Passed, go_on, passed
+from telesession.routing import Passed, go_on, is_dispatched, passed
 from telesession.stores import Change, Store
 from telesession.transactions import Lease, as_it_was, commit, has_ttl, let_go, open_on
 
@@ -37,8 +37,8 @@ class Visit:
     # What most visits don't have, at no cost to them.
     waits_since = 0.0
     _absent: Sequence[tuple[str, NoSession]] = ()
-    #: what we joined, and what we made of it where the outer handler had removed it
-    _joined: Sequence[tuple[Session, dict[str, Any] | None]] = ()
+    #: what we joined, what we found of it, and whether that is new since it had been removed
+    _joined: Sequence[tuple[Session, dict[str, Any], bool]] = ()
 
     def __init__(self, stack: "Stack", update: Any) -> None:
         self.thread = get_ident()
@@ -134,12 +134,12 @@ class Visit:
 
         What is returned has pyTelegramBotAPI go on to that one.
         """
-        if self._joined or not self.opened:  # the handler around us has them, or nobody
+        if self._joined or not self.opened or not is_dispatched():
             self._close()
             return go_on()()
         left = Passed(self._update, self.opened, self._locked, self._leases)
         self._locked, self._leases = (), []
-        return go_on()(left.withdraw)
+        return go_on()(left.dropped)
 
     def lock_timeout(self, key: LockKey) -> float:
         """Seconds to wait for the lock ``key``."""
@@ -147,9 +147,6 @@ class Visit:
         if declaration.busy == "drop":
             raise Dropped(f"{self.opened[key]._name!r} is in use by another handler")
         return declaration.lock_timeout
-
-    def evict(self) -> None:
-        """Nothing: our handler is at work."""
 
     def _take_over(self) -> bool:
         """Have what the update's last handler, which was not for it, left to us."""
@@ -234,9 +231,9 @@ class Visit:
             inner = getattr(session, "_inner", ())
             innermost = inner[-1] if inner else session._updates[0]
             current = getattr(innermost, property, None)
-            fresh = None
-            if current is None:  # the handler around us removed it
-                current = fresh = session._declaration.start(session._name)
+            fresh = current is None  # the handler around us removed it
+            if fresh:
+                current = session._declaration.start(session._name)
             elif not isinstance(current, dict):
                 raise wrong_type(session, current)
             if not any(self._update is other for other in session._updates):
@@ -245,15 +242,17 @@ class Visit:
                 session._updates += (self._update,)
             setattr(self._update, property, current)
             session._inner = (*inner, self._update)
-            self._joined = (*self._joined, (session, fresh))
+            self._joined = (*self._joined, (session, current, fresh))
 
     def _hand_back(self) -> None:
         """Let the handler around us see what we replaced or removed."""
-        for session, fresh in self._joined:
+        for session, found, fresh in self._joined:
             session._inner = session._inner[:-1]
             property = session._declaration.attribute
             left = getattr(self._update, property, None)
-            if left is fresh and left == session._declaration.start(session._name):
+            if left is found and not fresh:
+                continue
+            if left is found and left == session._declaration.start(session._name):
                 left = None  # nothing came of it: it stays removed
             for update in session._updates:
                 setattr(update, property, left)

@@ -51,7 +51,8 @@ class Stack:
         if declaration.attribute in properties[1:]:
             raise ValueError(
                 f"property={declaration.attribute!r} is declared twice on {called(handler)}: "
-                "give each session of a stack a property of its own"
+                "give each session of a stack a property of its own. (when(...) declares its "
+                "session itself, and takes several conditions at once.)"
             )
         if len(queued) > 1:
             raise TypeError(

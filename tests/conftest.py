@@ -2,6 +2,7 @@
 
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def store():
     """A store for a test's sessions, none of which is left locked."""
     yield {}
+    deadline = time.monotonic() + TIMEOUT
+    while len(locks) and time.monotonic() < deadline:  # as long as a sweeper is about to let go
+        time.sleep(0.001)
     assert len(locks) == 0
 
 

@@ -169,6 +169,31 @@ class TestQueue:
 
         assert outer(message()) == (1, 2)
 
+    def test_inside_a_handler_of_another_session(self, store, queue):
+        """A line is no handler's to work off: updates of others would join its sessions."""
+        queued = queue(count)
+        room = with_session(property="room", key=keys.chat, store=store)
+        inside, go_on = threading.Event(), threading.Event()
+
+        @room
+        def outer(message):
+            queue(entering)(message)
+            raise Failure
+
+        def entering(message):
+            inside.set()
+            assert go_on.wait(TIMEOUT)
+            count(message)
+
+        def follow():
+            assert inside.wait(TIMEOUT)
+            threading.Timer(0.01, go_on.set).start()
+            return queued(message())
+
+        failed, second = run_together(lambda: outer(message()), follow)
+        assert isinstance(failed, Failure)
+        assert second == 2
+
     def test_beside_other_sessions(self, store, queue):
         """One session of a stack may have a line, and the handler gets all of them."""
         chat = with_session(property="room", key=keys.chat, store=store)

@@ -56,9 +56,6 @@ class Holder:
         self.had_to_wait = True
         return self.timeout
 
-    def evict(self):
-        pass
-
 
 class Visitor:
     """A thread that takes locks, and gives them back when it is told to."""

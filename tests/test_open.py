@@ -115,6 +115,22 @@ def test_inside_a_handler_it_is_joined(store, session):
     assert store == {"session:42:42": '{"n":3}'}
 
 
+@pytest.mark.parametrize(
+    ("replacement", "left"), [({"m": 2}, '{"m":2}'), (None, None)], ids=["replaced", "removed"]
+)
+def test_replaced_inside(store, session, replacement, left):
+    """What the handler puts in the place of its session while it is joined stands."""
+    put({"n": 1}, store=store)
+
+    @session
+    def handler(message):
+        with session.open(message):
+            message.session = replacement
+
+    handler(message())
+    assert store.get("session:42:42") == left
+
+
 def test_a_handler_inside(store, session):
     """A handler that is called while the session is open joins it."""
     with session.open(key="42:42") as data:
