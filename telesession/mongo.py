@@ -4,10 +4,13 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
-import bson
-from pymongo import ReturnDocument
-from pymongo.collection import Collection
-from pymongo.errors import DuplicateKeyError
+try:
+    import bson
+    from pymongo import ReturnDocument
+    from pymongo.collection import Collection
+    from pymongo.errors import DuplicateKeyError
+except ImportError as error:
+    raise ImportError("MongoStore needs pymongo: pip install telesession[mongo]") from error
 
 from telesession.codecs import JSON
 from telesession.errors import SessionDataError

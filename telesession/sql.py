@@ -9,9 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
-import sqlalchemy as sa
-from sqlalchemy.dialects import mysql, postgresql, sqlite
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+try:
+    import sqlalchemy as sa
+    from sqlalchemy.dialects import mysql, postgresql, sqlite
+    from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+except ImportError as error:
+    raise ImportError("SQLStore needs SQLAlchemy: pip install telesession[sql]") from error
 
 from telesession.errors import SessionDataError
 from telesession.keyvalue import compose, parse
