@@ -92,6 +92,6 @@ def _failure(
 
 _OUTCOMES = {
     "load": "The handler did not run.",
-    "save": "What the handler changed was not saved.",
+    "save": "What the handler changed was not saved, unless only the answer was lost.",
     "release": "There was nothing to save.",
 }

@@ -118,6 +118,8 @@ class Visit:
                     setattr(self._update, property, absent)
             if self._joined:
                 self._hand_back()
+            for session in self.opened.values():
+                session._updates = ()  # so that an update is gone as soon as nobody has it
         finally:
             locks.release(self._locked)
 
@@ -164,6 +166,7 @@ class Visit:
                 session.__class__ = Session
                 session.clear()
                 session._declaration = declarations[key]
+                session._updates = (self._update,)
                 load(session, session._stored)
                 setattr(self._update, session._declaration.attribute, session)
         except BaseException:

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import gc
 import inspect
 import pickle
 
@@ -302,3 +303,16 @@ def test_a_stack_with_a_refused_property_saves_nothing(session, store):
     with pytest.raises(SessionClosed):
         update.session["n"] = 2
     assert session(count)(message()) == 2
+
+
+def test_an_update_is_gone_when_nobody_has_it(session):
+    """It doesn't wait for the garbage collector, though session and update know each other."""
+    always, never = session(count), session.when(n=0)(count)
+    gc.collect()
+    gc.disable()
+    try:
+        always(message())
+        never(message())
+        assert gc.collect() == 0
+    finally:
+        gc.enable()

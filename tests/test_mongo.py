@@ -271,7 +271,7 @@ def server(tmp_path):
 def test_server_trouble(server):
     """A server that is gone is reported; when it is back, work goes on as if nothing was."""
     client = pymongo.MongoClient(
-        "127.0.0.1", server.port, directConnection=True, serverSelectionTimeoutMS=150
+        "127.0.0.1", server.port, directConnection=True, serverSelectionTimeoutMS=1500
     )
     with client:
         store = MongoStore(client.telesession.sessions, lease=1)

@@ -352,13 +352,13 @@ class TestWaiting:
         assert found(store=rival) == {}
 
     def test_longer_than_the_socket_timeout(self, valkey, valkey_port, connect, store):
-        """For a client that takes a server to be gone that says nothing for 0.2 seconds."""
+        """For a client that takes a server to be gone that says nothing for a second."""
         valkey.config_resetstat()
 
         def looked():
             return valkey.info("commandstats").get("cmdstat_blpop", {"calls": 0})["calls"] > 3
 
-        rival = RedisStore(connect(valkey_port, socket_timeout=0.2))
+        rival = RedisStore(connect(valkey_port, socket_timeout=1))
         self.behind(store, lambda: until(looked), rival)
 
     def test_with_a_single_connection(self, valkey, valkey_port, store):

@@ -193,6 +193,21 @@ class TestPassingOn:
 
         assert watch.calls == [("get", "session:1:1"), ("set", "session:1:1")]
 
+    def test_replaced_after_a_miss(self, bot, store, session):
+        """The handler that took over may put another dict in the place of its session."""
+        bot.register_message_handler(session.when(n=1)(pytest.fail))
+        kept = []
+
+        @bot.message_handler()
+        @session
+        def handler(message):
+            message.session = {"n": 2}
+            kept.append(message)
+
+        Chat(bot).send("hi")
+        assert store == {"session:1:1": '{"n":2}'}
+        assert type(kept[0].session).__name__ == "ClosedSession"
+
     def test_nobody_comes_in_between(self, bot, store):
         """Another update of the user waits until this one has found its handler."""
         session = with_session(store=store)

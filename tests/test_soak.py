@@ -1,0 +1,18 @@
+"""The soak's short form: see ``tests/soak.py``."""
+
+import pytest
+
+from tests import soak
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--updates", "40000", "--users", "2000", "--seconds", "5"],
+        ["--store", "valkey", "--users", "300", "--seconds", "5", "--restarts", "2"],
+    ],
+    ids=["memory", "valkey"],
+)
+def test_soak(options, capsys):
+    right = soak.main(options)
+    assert right, capsys.readouterr().out
