@@ -174,6 +174,8 @@ class Declaration:
                 f"{kind(update)} with {type(error).__name__}. Have it return None for updates "
                 "that have no session."
             ) from error
+        if type(key) is str and key:
+            return f"{self.attribute}:{key}"
         return self._name_of(key, f"the key function {called(self._key)} gave", update)
 
     def _name_of(self, key: Any, origin: str, update: Any) -> str | None:

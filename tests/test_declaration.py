@@ -9,7 +9,7 @@ import pytest
 
 from telesession import MemoryStore, keys, with_session
 from telesession.memory import default_store
-from tests.helpers import any_of, count, says
+from tests.helpers import any_of, count, says, shown
 from tests.stores import Clock, message
 
 
@@ -234,7 +234,7 @@ def test_one_property_twice_in_a_stack_fails_at_decoration(case):
         {"codec": json},
         {"key": functools.partial(keys.user)},
     ],
-    ids=str,
+    ids=shown,
 )
 def test_what_is_no_misuse_is_not_refused(options):
     """1.4 Only misuse fails: a soft keyword, a word in any script, whatever can be called."""

@@ -31,6 +31,7 @@ from telesession import (
     with_session,
 )
 from telesession.keyvalue import as_store, compose, parse
+from tests.helpers import shown
 from tests.stores import NAME, Bot, Clock, GetSet, found, message, payload, put, visit
 
 
@@ -426,7 +427,7 @@ class TestForm:
         assert found(store=store) == {}
 
     @pytest.mark.parametrize(
-        "stored", [7, 1.5, True, ["{}"], {"n": 1}, ("{}",), object(), {1}], ids=repr
+        "stored", [7, 1.5, True, ["{}"], {"n": 1}, ("{}",), object(), {1}], ids=shown
     )
     @pytest.mark.parametrize("ttl", [None, 60])
     def test_what_is_no_text_is_left(self, stored, ttl):
@@ -757,7 +758,7 @@ class TestExactly:
             (collections.OrderedDict(a=1), ""),
             ({"a": collections.Counter()}, "['a']"),
         ],
-        ids=repr,
+        ids=shown,
     )
     def test_what_json_would_change(self, value, path):
         """It is refused, and the message says where it is."""
@@ -836,7 +837,7 @@ class TestExactly:
             ),
             ({1}, {True}),
         ],
-        ids=repr,
+        ids=shown,
     )
     def test_equal_values(self, before, after):
         store = {}
