@@ -91,6 +91,10 @@ class MemoryStore(Store):
 
     def commit(self, lease: None, changes: Sequence[Change]) -> None:
         for name, payload, ttl in changes:
+            if type(payload) is bytes:
+                # What pickle makes lies in a block that is too large for it, and would stay there:
+                # a copy takes half of the memory.
+                payload = b"%b" % payload
             entry = self._entries.get(name)
             if entry and entry.cache is self._forever and ttl is None and payload is not None:
                 entry.payload = payload
