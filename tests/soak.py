@@ -63,7 +63,7 @@ COLLECT = 10_000
 PATIENCE = 120  # seconds in which all that was fed is done
 # What memory may grow by after the first fifth. Blocks tell of a leak; bytes also of fragmentation,
 # since sessions that were made in one go are then replaced one here and one there.
-GROWTH = 1.4, 1.01
+GROWTH = 1.1, 1.01
 SLACK = 12 * 2**20, 5_000  # or this, where that is more
 
 #: The kinds of updates, and how many there are of each.
