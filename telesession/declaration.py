@@ -144,7 +144,7 @@ class Declaration:
         if update is not _MISSING:
             name = self.name(update)
         else:
-            name = self._name_of(key, "open was given the key", outside)
+            name = self._name_of(key, f"open was given the key {key!r}")
         if name is None:
             raise SessionUnavailable(
                 self.reason(update)
@@ -176,15 +176,16 @@ class Declaration:
             ) from error
         if type(key) is str and key:
             return f"{self.attribute}:{key}"
-        return self._name_of(key, f"the key function {called(self._key)} gave", update)
+        given = f"the key function {called(self._key)} gave {key!r} for {kind(update)}"
+        return self._name_of(key, given)
 
-    def _name_of(self, key: Any, origin: str, update: Any) -> str | None:
+    def _name_of(self, key: Any, given: str) -> str | None:
         if key is None:
             return None
         if not isinstance(key, (str, int)) or isinstance(key, bool) or key == "":
             raise SessionError(
-                f"{self.attribute!r}: {origin} {key!r} for {kind(update)}. A key is a str that "
-                "isn't empty, or an int, or None for no session."
+                f"{self.attribute!r}: {given}. A key is a str that isn't empty, or an int, or None "
+                "for no session."
             )
         return f"{self.attribute}:{key}"
 
