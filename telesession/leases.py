@@ -20,10 +20,8 @@ that its server has to carry out atomically.
 
 import contextlib
 import logging
-import os
 import random
 import secrets
-import threading
 import time
 import weakref
 from abc import abstractmethod
@@ -33,11 +31,13 @@ from typing import Any
 
 from telesession.checks import called, checked_seconds
 from telesession.errors import SessionBusy, SessionDataError, SessionLost
+from telesession.patrol import Patrol
 from telesession.stores import Change, Payload, Store
 
 logger = logging.getLogger("telesession")
 
 _LONGEST_POLL = 0.1  # seconds between two looks at a session that others have leased
+_LONGEST_TIME = 10**14  # milliseconds; servers refuse dates that are much later
 _LONGEST_NAP = 2.0  # seconds between two looks of the renewer at leases, or whether it is needed
 
 
@@ -221,68 +221,43 @@ class LeasingStore(Store):
                         self.write([name], token, ())
 
 
-class _Renewer:
-    """A thread that renews the leases of handlers that take long.
+class _Renewer(Patrol):
+    """Renews the leases of handlers that take long.
 
-    It starts with the first lease and ends when there was none for a while, or the store is
-    gone. It looks at the leases six times in their duration and renews those that are a third of
-    it old: of those that end sooner it never tells the server. A daemon, it keeps no process from
-    ending.
+    It looks at the leases six times in their duration and renews those that are a third of it
+    old: of those that end sooner it never tells the server. It ends with its store.
     """
 
     def __init__(self, store: LeasingStore) -> None:
         self._store: weakref.ref[LeasingStore] = weakref.ref(store)
         self._lease = store.lease
-        self.reset()
-        _renewers.add(self)
+        super().__init__("telesession-renewer", min(self._lease / 6, _LONGEST_NAP), 12)
 
     def reset(self) -> None:
+        super().reset()
         self._held: dict[Lease, None] = {}
-        self._mutex = threading.Lock()
-        self._thread: threading.Thread | None = None
 
     def watch(self, lease: Lease) -> None:
         self._held[lease] = None
-        if self._thread is None:
-            self._start()
+        self.start()
 
     def forget(self, lease: Lease) -> None:
         self._held.pop(lease, None)
 
-    def _start(self) -> None:
-        with self._mutex:
-            if self._thread is not None:
-                return
-            thread = threading.Thread(target=self._run, name="telesession-renewer", daemon=True)
-            try:
-                thread.start()
-            except RuntimeError as error:  # too many threads, or the interpreter is ending
-                logger.warning(
-                    "%r can't renew leases: %s. Handlers go on; what takes longer than %g seconds "
-                    "is not saved.",
-                    self._store(),
-                    error,
-                    self._lease,
-                )
-            else:
-                self._thread = thread
+    def needed(self) -> bool:
+        return bool(self._held)
 
-    def _run(self) -> None:
-        idle = 0
-        while self._store() is not None and (idle < 12 or not self._ended()):
-            time.sleep(min(self._lease / 6, _LONGEST_NAP))
-            idle = 0 if self._held else idle + 1
-            for lease in list(self._held):
-                if lease in self._held and time.monotonic() - lease.renewed >= self._lease / 3:
-                    self._renew(lease)
+    def look(self) -> bool:
+        for lease in list(self._held):
+            if lease in self._held and time.monotonic() - lease.renewed >= self._lease / 3:
+                self._renew(lease)
+        return self._store() is not None
 
-    def _ended(self) -> bool:
-        """Whether to end: who comes after this finds no thread and starts another one."""
-        with self._mutex:
-            thread, self._thread = self._thread, None
-            if self._held:  # somebody came just before
-                self._thread = thread
-            return self._thread is None
+    def without(self) -> str:
+        return (
+            f"{self._store()!r} can't renew leases: handlers go on, and what takes longer than "
+            f"{self._lease:g} seconds is not saved."
+        )
 
     def _renew(self, lease: Lease) -> None:
         store = self._store()
@@ -304,22 +279,22 @@ class _Renewer:
             )
 
 
-_renewers: "weakref.WeakSet[_Renewer]" = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    """A child has neither the thread of its parent, nor its leases."""
-    for renewer in _renewers:
-        renewer.reset()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
-
-
 _identities: "weakref.WeakKeyDictionary[Any, dict[str, object]]" = weakref.WeakKeyDictionary()
 
 
 def identity(owner: Any, space: str) -> object:
     """The same object for the same part ``space`` of what ``owner``, a client, talks to."""
     return _identities.setdefault(owner, {}).setdefault(space, object())
+
+
+def milliseconds(seconds: float) -> int:
+    """A lease, or a time to live, as servers take it."""
+    return max(1, round(min(seconds * 1000, _LONGEST_TIME)))
+
+
+def foreign(names: Sequence[str], place: str, cure: str) -> SessionDataError:
+    """What to raise for stored data that can't be ours."""
+    return SessionDataError(
+        f"{', '.join(map(repr, names))}: {place} has something there that telesession did not "
+        f"write. It is left as it is, and the handler did not run. {cure}"
+    )

@@ -13,11 +13,9 @@ except ImportError as error:
     raise ImportError("MongoStore needs pymongo: pip install telesession[mongo]") from error
 
 from telesession.codecs import JSON
-from telesession.errors import SessionDataError
-from telesession.leases import Held, LeasingStore, identity
+from telesession.leases import Held, LeasingStore, foreign, identity, milliseconds
 from telesession.stores import Change, Payload
 
-_LONGEST_TTL = 10**14  # milliseconds; a date of MongoDB can't be much later
 _DEEPEST = 50  # levels of a document, of which MongoDB allows a hundred
 
 
@@ -65,7 +63,7 @@ class MongoStore(LeasingStore):
         )
         self._identity = identity(collection.database.client, collection.full_name)
         self._indexed = False
-        self._until = {"$add": ["$$NOW", _milliseconds(self.lease)]}
+        self._until = {"$add": ["$$NOW", milliseconds(self.lease)]}
 
     @property
     def identity(self) -> object:
@@ -112,7 +110,7 @@ class MongoStore(LeasingStore):
         mine = _mine(name, token)
         if changes and changes[0][1] is not None:
             _, payload, ttl = changes[0]
-            expires = "$$REMOVE" if ttl is None else {"$add": ["$$NOW", _milliseconds(ttl)]}
+            expires = "$$REMOVE" if ttl is None else {"$add": ["$$NOW", milliseconds(ttl)]}
             content = {"session": {"$literal": _readable(payload)}, "expires": expires}
             return self._update(mine, content | (_RELEASED if release else {}))
         if not release:
@@ -148,10 +146,6 @@ _DELETE_AT: dict[str, Any] = {
 }
 
 
-def _milliseconds(ttl: float) -> int:
-    return max(1, round(min(ttl * 1000, _LONGEST_TTL)))
-
-
 def _readable(payload: Payload | None) -> Any:
     """A document, where that gives the very same payload again."""
     try:
@@ -182,8 +176,8 @@ def _payload(name: str, found: Any) -> Payload | None:
             return JSON.dumps(found)
     except (TypeError, ValueError):
         pass
-    raise SessionDataError(
-        f"{name!r}: the collection has something there that telesession did not write. It is left "
-        "as it is, and the handler did not run. Give MongoStore a collection of its own, or "
-        "correct or delete the document."
+    raise foreign(
+        [name],
+        "the collection",
+        "Give MongoStore a collection of its own, or correct or delete the document.",
     )

@@ -8,13 +8,11 @@ from datetime import timedelta
 from importlib import resources
 from typing import Any
 
-from telesession.errors import SessionDataError
 from telesession.keyvalue import compose, parse
-from telesession.leases import Held, LeasingStore, identity
+from telesession.leases import Held, LeasingStore, foreign, identity, milliseconds
 from telesession.stores import Change, Payload
 
 _LONGEST_WAIT = 0.2  # seconds to wait to be woken; a holder that died wakes nobody
-_LONGEST_TTL = 10**14  # milliseconds; the server refuses much more
 
 
 class _Script:
@@ -68,7 +66,7 @@ class RedisStore(LeasingStore):
             raise ValueError(f"prefix={prefix!r} must not contain '{{}}': leave that out")
         self.client = client
         self.prefix = prefix
-        self._milliseconds = _expiry(self.lease)
+        self._milliseconds = milliseconds(self.lease)
         # a cluster client has no pool of its own
         self._pool = getattr(client, "connection_pool", None) or client.nodes_manager
         self._slot = getattr(client, "keyslot", None)
@@ -98,10 +96,8 @@ class RedisStore(LeasingStore):
         except UnicodeEncodeError:  # a name that no client can send
             raise
         except ValueError as error:  # no UTF-8, for one; some clients decode it themselves
-            raise SessionDataError(
-                f"{', '.join(map(repr, names))}: the server has something there that telesession "
-                "did not write. It is left as it is, and the handler did not run. Give RedisStore "
-                "a prefix of its own, or delete the key."
+            raise foreign(
+                names, "the server", "Give RedisStore a prefix of its own, or delete the key."
             ) from error
 
     def renew(self, names: Sequence[str], token: str) -> bool:
@@ -123,7 +119,7 @@ class RedisStore(LeasingStore):
             if payload is None:
                 arguments += "del", "", ""
             else:
-                arguments += "set", compose(payload, None), "" if ttl is None else _expiry(ttl)
+                arguments += "set", compose(payload, None), "" if ttl is None else milliseconds(ttl)
         return bool(self._call(_WRITE, keys, token, int(release), *arguments))
 
     def wait(self, name: str, limit: float, waited: float) -> None:
@@ -152,8 +148,3 @@ class RedisStore(LeasingStore):
 
 def _payload(found: str | bytes) -> Payload:
     return parse(found if isinstance(found, str) else found.decode())[1]
-
-
-def _expiry(ttl: float) -> int:
-    """In milliseconds, as the server takes it."""
-    return max(1, min(round(ttl * 1000), _LONGEST_TTL)) if ttl < _LONGEST_TTL else _LONGEST_TTL

@@ -10,13 +10,13 @@ looking whether pyTelegramBotAPI is still at that update.
 import functools
 import sys
 import threading
-import time
 from collections.abc import Callable, Collection
 from types import FrameType
 from typing import Any
 
 from telesession.data import ClosedSession, Session
 from telesession.locks import LockKey, locks
+from telesession.patrol import Patrol
 from telesession.transactions import Lease, let_go
 
 #: By the id of the update. Whoever pops an entry is the one who may use what it has.
@@ -87,39 +87,29 @@ def _is_telebot(frame: FrameType) -> bool:
     return str(frame.f_globals.get("__name__")).partition(".")[0] == "telebot"
 
 
-class _Sweeper:
-    """A thread that lets go of what no handler takes; it is there only while there is work."""
+class _Sweeper(Patrol):
+    """Lets go of what no handler takes."""
 
     TICK = 0.05  # seconds
 
     def __init__(self) -> None:
-        self._mutex = threading.Lock()
-        self._thread: threading.Thread | None = None
+        super().__init__("telesession-sweeper", self.TICK, 20)
 
-    def start(self) -> None:
-        if self._thread is None or not self._thread.is_alive():  # as in a forked child
-            with self._mutex:
-                if self._thread is None or not self._thread.is_alive():
-                    self._thread = threading.Thread(
-                        target=self._run, name="telesession-sweeper", daemon=True
-                    )
-                    self._thread.start()
+    def reset(self) -> None:
+        super().reset()
+        passed.clear()
 
-    def _run(self) -> None:
-        idle = 0
-        while idle < 20 or not self._ended():
-            time.sleep(self.TICK)
-            idle = 0 if passed else idle + 1
-            for one in list(passed.values()):
-                if one.is_over():
-                    one.withdraw()
+    def needed(self) -> bool:
+        return bool(passed)
 
-    def _ended(self) -> bool:
-        with self._mutex:
-            thread, self._thread = self._thread, None
-            if passed:  # somebody came just before
-                self._thread = thread
-            return self._thread is None
+    def look(self) -> bool:
+        for one in list(passed.values()):
+            if one.is_over():
+                one.withdraw()
+        return True
+
+    def without(self) -> str:
+        return "A session that no handler takes over may stay locked."
 
 
 sweeper = _Sweeper()

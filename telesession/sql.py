@@ -16,9 +16,8 @@ try:
 except ImportError as error:
     raise ImportError("SQLStore needs SQLAlchemy: pip install telesession[sql]") from error
 
-from telesession.errors import SessionDataError
 from telesession.keyvalue import compose, parse
-from telesession.leases import Held, LeasingStore, identity
+from telesession.leases import Held, LeasingStore, foreign, identity
 from telesession.stores import Change, Payload
 
 logger = logging.getLogger("telesession")
@@ -375,8 +374,6 @@ def _payload(name: str, found: Any) -> Payload | None:
     try:
         return None if found is None else parse(found)[1]
     except (AttributeError, TypeError, ValueError) as error:
-        raise SessionDataError(
-            f"{name!r}: the table has something there that telesession did not write. It is left "
-            "as it is, and the handler did not run. Give SQLStore a table of its own, or delete "
-            "the row."
+        raise foreign(
+            [name], "the table", "Give SQLStore a table of its own, or delete the row."
         ) from error

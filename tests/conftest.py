@@ -2,7 +2,6 @@
 
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 from telesession import with_session
 from telesession.locks import locks
 from tests import servers
+from tests.helpers import until
 from tests.stores import BACKENDS, Backend
 
 TIMEOUT = 10  # seconds, a guard: servers answer within a tenth of one
@@ -40,10 +40,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def store():
     """A store for a test's sessions, none of which is left locked."""
     yield {}
-    deadline = time.monotonic() + TIMEOUT
-    while len(locks) and time.monotonic() < deadline:  # as long as a sweeper is about to let go
-        time.sleep(0.001)
-    assert len(locks) == 0
+    until(lambda: len(locks) == 0)  # a sweeper may be about to let go
 
 
 @pytest.fixture

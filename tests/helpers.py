@@ -4,6 +4,7 @@ import functools
 import json
 import re
 import threading
+import time
 from contextlib import contextmanager
 
 import pytest
@@ -124,6 +125,14 @@ def says(kind, *words):
     assert [word for word in words if word not in text] == [], text
     assert SECRET not in text
     assert "\n" not in text
+
+
+def until(condition):
+    """Wait for what another thread, or a server, is about to do."""
+    deadline = time.monotonic() + TIMEOUT
+    while not condition():
+        assert time.monotonic() < deadline, "it does not happen"
+        time.sleep(0.005)
 
 
 def run_together(*functions):

@@ -12,7 +12,7 @@ import pytest
 
 from telesession import SessionBusy, SessionDataError, SessionLost, SessionStoreError, leases
 from telesession.leases import Held, LeasingStore, identity
-from tests.helpers import says
+from tests.helpers import says, until
 from tests.stores import TIMEOUT, visit
 
 A, B, C = NAMES = ["a:1", "b:1", "c:1"]
@@ -112,13 +112,6 @@ def grouped():
     store = OwnStore(grouped=True)
     store.kept = {name: (f"old {name}", None) for name in NAMES}
     return store
-
-
-def until(condition):
-    deadline = time.monotonic() + TIMEOUT
-    while not condition():
-        assert time.monotonic() < deadline, "it does not happen"
-        time.sleep(0.005)
 
 
 def renewer(store):

@@ -11,8 +11,8 @@ import pytest
 
 from telesession import SessionDataError, SessionLost, SessionStoreError, with_session
 from tests import servers
-from tests.helpers import SECRET, any_of, says
-from tests.stores import NAME, TIMEOUT, found, message, put, visit
+from tests.helpers import SECRET, any_of, says, until
+from tests.stores import NAME, found, message, put, visit
 
 bson = pytest.importorskip("bson")
 pymongo = pytest.importorskip("pymongo")
@@ -23,13 +23,6 @@ from telesession.mongo import MongoStore  # noqa: E402
 @pytest.fixture
 def store(mongo):
     return MongoStore(mongo)
-
-
-def until(condition):
-    deadline = time.monotonic() + TIMEOUT
-    while not condition():
-        assert time.monotonic() < deadline, "it does not happen"
-        time.sleep(0.02)
 
 
 def nested(levels):

@@ -2,7 +2,6 @@
 
 import pickle
 import threading
-import time
 from contextlib import ExitStack, contextmanager
 
 import pytest
@@ -19,7 +18,7 @@ from telesession import SessionBusy, SessionDataError, SessionLost, SessionStore
 from telesession.leases import Held
 from telesession.redis import RedisStore
 from tests import servers
-from tests.helpers import count, says
+from tests.helpers import count, says, until
 from tests.stores import NAME, TIMEOUT, found, message, put, visit
 
 KEY = "telesession:{%s:42:42}"
@@ -57,13 +56,6 @@ def own(tmp_path, request):
 def unwoken_never(monkeypatch):
     """Whoever waits looks again only if the server wakes it."""
     monkeypatch.setattr(telesession.redis, "_LONGEST_WAIT", TIMEOUT * 10)
-
-
-def until(condition):
-    deadline = time.monotonic() + TIMEOUT
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def blocked(client, number=1):

@@ -12,7 +12,7 @@ from telesession import MemoryStore, SessionClosed, keys, with_session
 from telesession.locks import locks
 from telesession.routing import passed, sweeper
 from telesession.testing import Chat
-from tests.helpers import Failure, count, nobody, run_together, says
+from tests.helpers import Failure, count, nobody, run_together, says, until
 from tests.stores import TIMEOUT, Bot, Leasing, WatchedStore, message, payload, put
 
 
@@ -355,6 +355,22 @@ class TestPassingOn:
         assert json.loads(store.kept["session:1:1"][0]) == {"n": 1}
         assert not store.leases
 
+    def test_no_thread_to_be_had(self, bot, store, session, monkeypatch, caplog):
+        """Where no thread can start, the next handler gets the session all the same."""
+
+        def start(thread):
+            raise RuntimeError("can't start new thread")
+
+        until(lambda: sweeper._thread is None)  # that of another test
+        bot.register_message_handler(session.when(n=1)(pytest.fail))
+        bot.register_message_handler(session(count))
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", start)
+            Chat(bot).send("hi")
+
+        assert "can't start new thread" in caplog.text
+        assert store == {"session:1:1": '{"n":1}'}
+
     def test_garbage_is_left_to_the_sweeper(self, bot, session):
         """It may be collected anywhere, also where a lock of ours is held."""
         bot.register_message_handler(session.when(n=1)(pytest.fail))
@@ -423,14 +439,6 @@ class Slow(Leasing):
 
 def raising(message):
     raise Failure
-
-
-def until(condition):
-    """Wait for what another thread is about to do."""
-    deadline = time.monotonic() + TIMEOUT
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 @pytest.mark.parametrize("threads", [2, 8])

@@ -1,0 +1,89 @@
+"""A thread that looks after something for as long as there is something to look after."""
+
+import logging
+import os
+import threading
+import time
+import weakref
+from abc import ABC, abstractmethod
+
+logger = logging.getLogger("telesession")
+
+
+class Patrol(ABC):
+    """A thread that is started when it is needed, and ends when it wasn't for a while.
+
+    A daemon, it keeps no process from ending. A forked child has none, until it needs one itself.
+
+    Args:
+        name: the thread's.
+        pause: seconds between two looks.
+        patience: after so many looks at nothing it ends.
+    """
+
+    def __init__(self, name: str, pause: float, patience: int) -> None:
+        self._name = name
+        self._pause = pause
+        self._patience = patience
+        self.reset()
+        _patrols.add(self)
+
+    @abstractmethod
+    def needed(self) -> bool:
+        """Whether there is something to look after."""
+
+    @abstractmethod
+    def look(self) -> bool:
+        """Look after it; `False` to end."""
+
+    @abstractmethod
+    def without(self) -> str:
+        """What there is to say where the thread can't be started."""
+
+    def reset(self) -> None:
+        """Forget what a parent process had."""
+        self._mutex = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Have the thread run. Who calls this has made `needed` true before."""
+        if self._thread is None:
+            self._launch()
+
+    def _launch(self) -> None:
+        with self._mutex:
+            if self._thread is not None:
+                return
+            thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:  # too many threads, or the interpreter is ending
+                logger.warning("%s Its thread did not start: %s.", self.without(), error)
+            else:
+                self._thread = thread
+
+    def _run(self) -> None:
+        idle = 0
+        while self.look() and (idle < self._patience or not self._ended()):
+            time.sleep(self._pause)
+            idle = 0 if self.needed() else idle + 1
+
+    def _ended(self) -> bool:
+        """Whether to end: who comes after this finds no thread and starts another one."""
+        with self._mutex:
+            thread, self._thread = self._thread, None
+            if self.needed():  # somebody came just before
+                self._thread = thread
+            return self._thread is None
+
+
+_patrols: "weakref.WeakSet[Patrol]" = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for patrol in _patrols:
+        patrol.reset()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
