@@ -7,24 +7,21 @@
 --         what to do: "set", "del", or "" to leave it as it is
 --         its new data
 --         in how many milliseconds it expires, "" for never
--- Returns 1, or 0, with nothing written, if one of the leases is over. The others are let go of
--- all the same, if that was asked for.
+-- Returns 1, or 0, with nothing done, if one of the leases is over.
 local token, release = ARGV[1], ARGV[2] == '1'
 
-local holders, kept = {}, 1
+local holders = {}
 for i = 2, #KEYS, 3 do
   holders[i] = redis.call('GET', KEYS[i]) or ''
   if string.sub(holders[i], 1, #token) ~= token then
-    holders[i], kept = nil, 0
+    return 0
   end
 end
 
 -- First of all, since a server that is out of memory refuses a script's first write only.
 for i = 1, #KEYS, 3 do
   local action, data, milliseconds = ARGV[i + 2], ARGV[i + 3], ARGV[i + 4]
-  if kept == 0 then
-    break
-  elseif action == 'set' and milliseconds ~= '' then
+  if action == 'set' and milliseconds ~= '' then
     redis.call('SET', KEYS[i], data, 'PX', milliseconds)
   elseif action == 'set' then
     redis.call('SET', KEYS[i], data)
@@ -45,4 +42,4 @@ if release then
     end
   end
 end
-return kept
+return 1
