@@ -33,7 +33,8 @@ class SQLStore(LeasingStore):
     """Sessions in one table of SQLite, PostgreSQL, MySQL (8 or later) or MariaDB (10.6 or later).
 
     The table is made when it is first needed. An update takes two transactions: one leases and
-    reads all its sessions, the other writes them and lets go. Leases, and sessions with a ttl,
+    reads all its sessions, the other writes them and lets go. With one session, each is a single
+    statement on SQLite and PostgreSQL. Leases, and sessions with a ttl,
     are over by the database's clock. Sessions whose time is over are removed as updates come, at
     most a thousand at a time.
 
@@ -77,10 +78,10 @@ class SQLStore(LeasingStore):
             )
         self.engine = engine
         self.table = _table(table)
-        level = _ISOLATION.get(dialect)
-        self._engine = engine.execution_options(**({"isolation_level": level} if level else {}))
+        level: Any = {"isolation_level": "AUTOCOMMIT"} if dialect in _AUTOCOMMIT else {}
+        self._engine = engine.execution_options(**level)
         self._engine.hide_parameters = True  # sessions are not for logs, nor are tokens
-        self._sql = _Statements(self.table, dialect, self.lease)
+        self._sql = _Statements(self.table, engine.dialect, self.lease)
         # SQLite has one writer at a time: those of one process need not compete for the file
         self._turn: Any = threading.Lock() if dialect == "sqlite" else contextlib.nullcontext()
         self._made = False
@@ -98,15 +99,18 @@ class SQLStore(LeasingStore):
 
         def run(connection: sa.Connection) -> dict[str, Any]:
             # in sorted order, here and below, so that transactions can't deadlock
-            connection.execute(sql.lease, [{"key": n, "holder": token} for n in sorted(names)])
-            rows = {row.name: row for row in connection.execute(sql.read, {"keys": names})}
+            asked: Any = [{"key": name, "holder": token} for name in sorted(names)]
+            found = connection.execute(sql.lease, asked if len(names) > 1 else asked[0])
+            if sql.read is not None:
+                found = connection.execute(sql.read, {"keys": names})
+            rows = {row.name: row for row in found if row.token == token}
             for name in names:
-                if rows[name].token != token:
+                if name not in rows:
                     raise Held(name)
             return rows
 
         try:
-            rows = self._run(run)
+            rows = self._run(run, one=len(names) == 1 and sql.read is None)
         except DBAPIError as error:
             if _in_the_way(error):
                 raise Held(names[0]) from None
@@ -121,7 +125,7 @@ class SQLStore(LeasingStore):
                 if not connection.execute(self._sql.renew, {"key": name, "holder": token}).rowcount:
                     raise _Over
 
-        return self._patiently(run)
+        return self._patiently(run, one=len(names) == 1)
 
     def write(
         self, names: Sequence[str], token: str, changes: Sequence[Change], *, release: bool = True
@@ -143,7 +147,7 @@ class SQLStore(LeasingStore):
                 if not any(connection.execute(each, values).rowcount for each in statements):
                     raise _Over
 
-        done = self._patiently(run)
+        done = self._patiently(run, one=len(names) == 1)
         if release:
             self._purge()
         return done
@@ -167,12 +171,14 @@ class SQLStore(LeasingStore):
                         connection.exec_driver_sql("BEGIN")
 
     @contextlib.contextmanager
-    def _transaction(self) -> Iterator[sa.Connection]:
+    def _transaction(self, one: bool = False) -> Iterator[sa.Connection]:
+        """A transaction; with ``one`` each statement is a transaction by itself."""
         try:
             with self._connect() as connection:
-                begin = _BEGIN.get(connection.dialect.name)
-                if begin:
-                    connection.exec_driver_sql(begin)
+                if one and connection.dialect.name in _AUTOCOMMIT:
+                    yield connection
+                    return
+                connection.exec_driver_sql(_BEGIN[connection.dialect.name])
                 try:
                     yield connection
                     connection.exec_driver_sql("COMMIT")
@@ -201,26 +207,31 @@ class SQLStore(LeasingStore):
                     raise  # else another process was quicker
         self._made = True
 
-    def _run(self, run: Callable[[sa.Connection], Result]) -> Result:
+    def _run(self, run: Callable[[sa.Connection], Result], one: bool = False) -> Result:
         """Do it in one transaction, once more if the connection was lost before it was over."""
-        for attempt in (1, 2):
+        lost: DBAPIError | None = None
+        while True:
             try:
                 if not self._made:
                     self._make()
-                with self._transaction() as connection:
+                with self._transaction(one) as connection:
                     return run(connection)
+            except _Over:
+                if lost is not None:
+                    raise lost from None  # it may have been done before the connection was lost
+                raise
             except DBAPIError as error:
                 # one from the pool, of before the server was restarted: the others are closed now
-                lost = error.connection_invalidated and error.statement != "COMMIT"
-                if attempt == 2 or not lost:
+                over = error.statement == "COMMIT"
+                if lost is not None or over or not error.connection_invalidated:
                     raise
-        raise AssertionError  # the second attempt has returned or raised
+                lost = error
 
-    def _patiently(self, run: Callable[[sa.Connection], None]) -> bool:
+    def _patiently(self, run: Callable[[sa.Connection], None], one: bool) -> bool:
         """Do it all in one transaction, or nothing of it where a lease is over."""
         for attempt in range(1, _ATTEMPTS + 1):
             try:
-                self._run(run)
+                self._run(run, one)
                 return True
             except _Over:
                 return False
@@ -288,35 +299,41 @@ def _table(name: str) -> sa.Table:
 class _Statements:
     """What the store says to the database. ``key`` is a session's name, ``holder`` a token."""
 
-    def __init__(self, table: sa.Table, dialect: str, lease: float) -> None:
+    def __init__(self, table: sa.Table, dialect: sa.Dialect, lease: float) -> None:
         t = table.c
-        now: Any = sa.literal_column(_NOW[dialect], sa.Double)
+        now: Any = sa.literal_column(_NOW[dialect.name], sa.Double)
         until = now + lease
         key, holder = sa.bindparam("key", type_=_Name), sa.bindparam("holder", type_=sa.String)
         keys: Any = sa.bindparam("keys", expanding=True, type_=_Name)
         mine = (t.name == key) & (t.token == holder) & (t.leased_until > now)
-        free = t.token.is_(None) | (t.leased_until <= now) | (t.token == holder)
+        vacant = t.token.is_(None) | (t.leased_until <= now)
         over = (t.expires <= now) & (t.leased_until.is_(None) | (t.leased_until <= now))
 
         row = {"name": key, "token": holder, "leased_until": until, "expires": until}
-        if _is_mysql(dialect):
+        columns = (t.name, t.payload, t.token, (t.expires <= now).label("expired"))
+        #: for databases that can't lease and read in one statement
+        self.read: Any = sa.select(*columns).where(t.name.in_(keys))
+        if _is_mysql(dialect.name):
             # assigned in this order, the second with the token that the first has set
             self.lease: Any = mysql.insert(table).values(row)
             self.lease = self.lease.on_duplicate_key_update(
                 [
-                    ("token", sa.case((free, holder), else_=t.token)),
+                    ("token", sa.case((vacant, holder), else_=t.token)),
                     ("leased_until", sa.case((t.token == holder, until), else_=t.leased_until)),
                 ]
             )
         else:
-            insert: Any = postgresql.insert if dialect == "postgresql" else sqlite.insert
+            insert: Any = postgresql.insert if dialect.name == "postgresql" else sqlite.insert
             self.lease = insert(table).values(row)
+            asked = self.lease.excluded  # with no parameter here, several rows are one statement
             self.lease = self.lease.on_conflict_do_update(
-                index_elements=[t.name], set_={"token": holder, "leased_until": until}, where=free
+                index_elements=[t.name],
+                set_={"token": asked.token, "leased_until": asked.leased_until},
+                where=vacant | (t.token == asked.token),
             )
-        self.read = sa.select(
-            t.name, t.payload, t.token, (t.expires <= now).label("expired")
-        ).where(t.name.in_(keys))
+            if dialect.insert_returning:  # SQLite can since 3.35
+                self.lease = self.lease.returning(*columns)
+                self.read = None
 
         update = sa.update(table).where(mine)
         released = {"token": None, "leased_until": None}
@@ -348,8 +365,14 @@ _NOW = {
     "mariadb": _MYSQL_NOW,
 }
 # A transaction that begins to write at once is never told in its middle that it can't.
-_BEGIN = {"sqlite": "BEGIN IMMEDIATE", "mysql": "START TRANSACTION", "mariadb": "START TRANSACTION"}
-_ISOLATION: dict[str, Any] = {"sqlite": "AUTOCOMMIT", "postgresql": "READ COMMITTED"}
+_BEGIN = {
+    "sqlite": "BEGIN IMMEDIATE",
+    "postgresql": "BEGIN ISOLATION LEVEL READ COMMITTED",
+    "mysql": "START TRANSACTION",
+    "mariadb": "START TRANSACTION",
+}
+# The others get transactions even for one statement: MySQL's drivers ask the server to change that.
+_AUTOCOMMIT = ("sqlite", "postgresql")
 
 
 def _is_mysql(dialect: str) -> bool:

@@ -5,7 +5,6 @@ import threading
 import time
 
 import pytest
-import telebot
 
 from telesession import SessionBusy, keys, with_session
 from telesession.backlog import backlogs

@@ -116,7 +116,7 @@ def test_killed_holder(url):
 
 def test_long_handler(url, crowd):
     """A handler takes three times its lease: no handler of other processes is inside as well."""
-    lease = 0.4
+    lease = 1.0
     long, *others = crowd(url, ["hold", lease, lease * 3], *[["spans", lease, 5]] * 3)
     long.go()
     assert long.read() == "inside"
@@ -167,7 +167,7 @@ def test_ending(sqlite_url, lease, seconds, how, status):
 def test_fork(request):
     """A forked child renews its own leases: its handlers may take long, and nothing is lost."""
     url = empty(request, "redis-store")
-    lease = 0.4
+    lease = 1.0
     with Worker(url, "fork", lease, lease * 2) as worker:
         assert worker.read() == "ready"
         worker.go()

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import multiprocessing
 import os
 import pickle
@@ -160,6 +161,50 @@ class TestTable:
         assert ask(sqlite, "PRAGMA journal_mode") == ("delete" if made_before else "wal")
 
 
+class TestStatements:
+    """What is sent to the database for an update; SQLite and PostgreSQL lease and read at once."""
+
+    @pytest.fixture
+    def said(self, engine):
+        said = []
+        sa.event.listen(
+            engine, "before_cursor_execute", lambda *args: said.append(args[2].split()[0])
+        )
+        return said
+
+    def test_one_session(self, store, said):
+        update(store)
+        update(store)  # may remove what has expired
+        said.clear()
+
+        update(store)
+        update(store, body=dict)
+
+        if store.engine.dialect.name == "mysql":
+            begin, commit = ["START"], ["COMMIT"]
+            assert said == [*begin, "INSERT", "SELECT", *commit, *begin, "UPDATE", *commit] * 2
+        else:
+            assert said == ["INSERT", "UPDATE"] * 2
+
+    def test_three_stacked(self, store, said):
+        one, two, three = (with_session(property=f"s{n}", store=store) for n in (1, 2, 3))
+
+        @one
+        @two
+        @three
+        def handler(message):
+            message.s1["n"] = message.s2["n"] = message.s3["n"] = message.s1.get("n", 0) + 1
+            return message.s1["n"]
+
+        assert [handler(message()), handler(message())] == [1, 2]
+        said.clear()
+        assert handler(message()) == 3
+
+        lease = {"mysql": ["INSERT", "SELECT"]}.get(store.engine.dialect.name, ["INSERT"])
+        begin = "START" if store.engine.dialect.name == "mysql" else "BEGIN"
+        assert said == [begin, *lease, "COMMIT", begin, *["UPDATE"] * 3, "COMMIT"]
+
+
 class TestClock:
     @pytest.mark.parametrize("absurd", [0.0, 1e11])
     def test_the_workers_clock_is_not_asked(self, store, monkeypatch, absurd):
@@ -185,8 +230,9 @@ class TestClock:
 
 
 class TestExpiry:
-    def test_nothing_is_left_of_thousands(self, store):
+    def test_nothing_is_left_of_thousands(self, store, monkeypatch):
         """Neither a row nor a lease; a thousand rows at a time."""
+        monkeypatch.setattr("telesession.sql._PURGE_INTERVAL", math.inf)
         put({"n": 1}, store=store, ttl=1)
         update(store, 1)
         plain = rows(store)[NAME]._asdict()
@@ -196,6 +242,7 @@ class TestExpiry:
         execute(store.engine, sa.insert(store.table), users)
         age(store)
         assert found(store=store) == {}
+        monkeypatch.undo()
         later, left = SQLStore(store.engine), []
 
         for _ in range(7):
@@ -336,6 +383,25 @@ class TestTrouble:
         update(store, 1, lambda session: (session.update(n=3), close_all(killer)))
 
         assert sorted(row.payload[5] for row in rows(store).values()) == ["2", "2", "2", "3"]
+
+    def test_a_connection_that_breaks_after_the_save(self, postgres):
+        """Nobody can tell that from one that broke before: an error, but not `SessionLost`."""
+        store = SQLStore(postgres)
+        put({"n": 1}, store=store)
+
+        def fail(connection, cursor, statement, *args):
+            if statement.startswith("UPDATE"):
+                sa.event.remove(postgres, "after_cursor_execute", fail)
+                cursor.connection.close()
+                raise postgres.dialect.dbapi.OperationalError("lost")
+
+        sa.event.listen(postgres, "after_cursor_execute", fail)
+        with says(SessionStoreError, NAME, "not saved") as caught:
+            put({"n": 2}, store=store)
+
+        assert type(caught.value) is SessionStoreError
+        assert "lost" in str(caught.value.__cause__)
+        assert found(store=store) == {"n": 2}
 
     def test_postgres_crashes(self):
         """What was saved is there, and work goes on with the same engine."""
