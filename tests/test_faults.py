@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from telesession import SessionError, with_session
+from telesession import MemoryStore, SessionError, with_session
 from telesession.locks import locks
 from tests import servers
 from tests.stores import TIMEOUT, found, message, put
@@ -48,7 +48,7 @@ FAULTS = {
     "restarts-between": "the server is killed and starts again between two updates",
     "restarts-inside": "the same in the middle of a handler, within its lease",
     "slow": "the server does not answer for longer than the lease: before a handler; in the middle",
-    "full": "memory (Redis) or disk is full: what does not fit; the next update, which would",
+    "full": "memory or disk is full: what does not fit; the next update, which would",
     "read-only": "the server becomes read-only in the middle of a handler; the next update",
 }
 
@@ -63,6 +63,7 @@ BUSY = _error("handler not run", "SessionBusy")
 REFUSED = _error("save refused", "SessionStoreError")
 LOST = _error("save refused", "SessionLost")
 FREE = "nothing saved is lost; the next update waits for *lease* at most"
+FORGETS = "saved, and the session least recently used is gone, see ``maxsize``"
 NO_SERVER = "has no server"
 
 #: What the test of a cell observes, in its words; or why there is no test, after "not tested".
@@ -88,7 +89,7 @@ MATRIX: dict[str, dict[str, str]] = {
         "mongo": f"{NOT_RUN}; {REFUSED}",
     },
     "full": {
-        "memory": "not tested: Python raises ``MemoryError``, if the system lets it",
+        "memory": FORGETS,
         "redis": f"{REFUSED}; {NOT_RUN}",
         "sqlite": f"{REFUSED}; {SAVED}",
         "postgres": f"{REFUSED}; {SAVED}",
@@ -724,6 +725,21 @@ def test_full(place, user, expected):
         place.relieve(user.store)
     assert "; ".join(outcomes) == expected
     user.goes_on()
+
+
+def test_memory_full():
+    """The store is full of sessions: that of user 42 is not the oldest, that of user 1 is."""
+    store = MemoryStore(maxsize=2)
+    users = [1, 42, 43]
+
+    @with_session(store=store)
+    def handler(update):
+        update.session["n"] = update.session.get("n", 0) + 1
+        return update.session["n"]
+
+    assert [handler(message(user)) for user in users] == [1, 1, 1]
+    assert [handler(message(user)) for user in reversed(users)] == [2, 2, 1]
+    assert MATRIX["full"]["memory"] == FORGETS
 
 
 @cells("read-only")
