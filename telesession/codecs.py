@@ -7,6 +7,7 @@ here, the modules `pickle` and `json`, an ``itsdangerous`` serializer, a class o
 import json
 import math
 import pickle
+import re
 from typing import Any, Protocol
 
 
@@ -58,7 +59,7 @@ def encode(codec: Codec, data: dict[Any, Any], before: "str | bytes | None") -> 
             if not (0x93 in opcodes or 0x8F in opcodes or 0x91 in opcodes):
                 return payload  # neither classes nor sets: it can be loaded, and has one form only
             codec.loads(payload)
-        elif codec is not JSON or "\\ud" in str(payload) or not _is_plain(data, _DEEP):
+        elif codec is not JSON or "\\ud" in str(payload) or not _is_plain(data):
             changed = _changed(data, codec.loads(payload), "")
             if changed:
                 raise Unkeepable(*changed)
@@ -69,6 +70,8 @@ def encode(codec: Codec, data: dict[Any, Any], before: "str | bytes | None") -> 
     if before is not None:
         if payload == before:
             return before
+        if codec is JSON and _differ(payload, before):
+            return payload
         stored = codec.loads(before)  # which others may have written, in another style
         if (codec is not JSON or stored == data) and codec.dumps(stored) == payload:
             return before
@@ -79,23 +82,45 @@ _DEEP = 50  # levels of a session that few have
 _SCALARS = {str, int, float, bool, type(None)}
 
 
-def _is_plain(data: dict[Any, Any] | list[Any], depth: int) -> bool:
+def _is_plain(data: dict[Any, Any]) -> bool:
     """Whether strict JSON gives ``data`` back exactly, whatever is in it.
 
     Only two halves of a surrogate pair, each in a place of its own, would become one character.
     """
-    if type(data) is dict:
-        if not set(map(type, data)) <= {str}:
+    level: list[Any] = [data]
+    for _ in range(_DEEP):
+        values: list[Any] = []
+        for one in level:
+            if type(one) is dict:
+                if not set(map(type, one)) <= {str}:
+                    return False
+                one = one.values()
+            values += one
+        types = set(map(type, values))
+        if types <= _SCALARS:
+            return True
+        if not types <= {dict, list, *_SCALARS}:
             return False
-        values: Any = data.values()
-    else:
-        values = data
-    types = set(map(type, values))
-    if types <= _SCALARS:
-        return True
-    if depth == 0 or not types <= {dict, list, *_SCALARS}:
+        level = [value for value in values if type(value) in (dict, list)]
+    return False
+
+
+#: JSON text that has one form only: no spaces, escapes or fractions...
+_ONE_FORM = re.compile(r"[!-\-/-[\]-~]*").fullmatch
+#: ... and none of these: an exponent, the number -0.
+_OTHER_FORM = re.compile(r"[eE-](?:(?<=[0-9][eE])|(?<=-)(?=0))").search
+
+
+def _differ(payload: "str | bytes", before: "str | bytes") -> bool:
+    """Whether our JSON can't be the same as ``before`` in another style; `False` if unknown.
+
+    As many keys, so that it is not for one that ``before`` has twice.
+    """
+    if type(payload) is not str or type(before) is not str:
         return False
-    return all(_is_plain(one, depth - 1) for one in values if type(one) in (dict, list))
+    if not _ONE_FORM(before) or _OTHER_FORM(before):
+        return False
+    return payload.count('":') == before.count('":')
 
 
 def _refused(codec: Codec, value: Any) -> tuple[str, str]:
