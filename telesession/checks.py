@@ -45,11 +45,37 @@ def checked_callable(option: str, value: Any) -> Callable[..., Any]:
             f"initial={value!r} is one dict that all sessions would share: give a function that "
             "makes a new one each time, such as initial=dict or initial=lambda: {'n': 0}"
         )
-    if not callable(value) or inspect.iscoroutinefunction(value):
-        what = "is asynchronous" if callable(value) else "can't be called"
-        example = "telesession.keys.user_chat" if option == "key" else "dict"
-        raise TypeError(f"{option}={value!r} {what}: give a plain function, such as {example}")
-    return value  # type: ignore[no-any-return]
+    arguments, how, example = _CALLS[option]
+    if not callable(value):
+        what = "can't be called"
+    elif inspect.iscoroutinefunction(value):
+        what = "is asynchronous"
+    elif not _takes(value, arguments):
+        what = f"can't be called {how}"
+    else:
+        return value  # type: ignore[no-any-return]
+    raise TypeError(f"{option}={value!r} {what}: give a plain function, such as {example}")
+
+
+#: By option: the arguments it is called with, that in words, and an example.
+_CALLS = {
+    "key": (1, "with an update", "telesession.keys.user_chat"),
+    "initial": (0, "without arguments", "dict"),
+    "when": (1, "with a session", "lambda session: 'step' in session"),
+}
+
+
+def _takes(function: Callable[..., Any], arguments: int) -> bool:
+    """Whether a function can be called with so many arguments, as far as its signature tells."""
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # some builtins have none
+        return True
+    try:
+        signature.bind(*[None] * arguments)
+    except TypeError:
+        return False
+    return True
 
 
 def checked_codec(codec: Any) -> Any:

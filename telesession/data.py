@@ -37,9 +37,9 @@ class _Closed:
 
     def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise SessionClosed(
-            f"{self._name!r} was changed after its handler returned, when nothing saves the change "
-            "any more. Change it before the handler returns; a thread or timer that outlives the "
-            "handler can call a function of its own under the same declaration."
+            f"{self._name!r} was changed after its handler returned, or its open(...) block ended, "
+            "when nothing saves the change any more. A thread or timer that outlives the handler "
+            "opens the session itself: `with declaration.open(update) as data:`."
         )
 
     __setitem__ = __delitem__ = __ior__ = __iadd__ = __imul__ = _refuse

@@ -138,7 +138,8 @@ class Declaration:
             SessionUnavailable: the update has no session.
             SessionError: as a handler would.
         """
-        if (update is _MISSING) == (key is _MISSING) or isinstance(update, (str, int)):
+        neither_or_both = (update is _MISSING) == (key is _MISSING)
+        if neither_or_both or isinstance(update, (str, int, dict, type(None))):
             raise TypeError("open takes an update, or a key: open(message) or open(key='42:99')")
         outside = types.SimpleNamespace()
         if update is not _MISSING:
@@ -172,7 +173,7 @@ class Declaration:
             raise SessionError(
                 f"the key function {called(self._key)} of {self.attribute!r} failed on "
                 f"{kind(update)} with {type(error).__name__}. Have it return None for updates "
-                "that have no session."
+                "that have no session, or take one of telesession.keys, which know all updates."
             ) from error
         if type(key) is str and key:
             return f"{self.attribute}:{key}"
@@ -184,8 +185,8 @@ class Declaration:
             return None
         if not isinstance(key, (str, int)) or isinstance(key, bool) or key == "":
             raise SessionError(
-                f"{self.attribute!r}: {given}. A key is a str that isn't empty, or an int, or None "
-                "for no session."
+                f"{self.attribute!r}: {given}. A key is an int, such as message.chat.id, or a str "
+                "that isn't empty, or None for no session."
             )
         return f"{self.attribute}:{key}"
 
@@ -193,13 +194,14 @@ class Declaration:
         """Why the update has no session, and what to do about it."""
         known = [called(key) for key in (keys.user, keys.chat) if key(update) is not None]
         cure = (
-            f"give with_session a key that this one has, such as telesession.keys.{known[0]}"
+            f"that this one has, such as telesession.keys.{known[0]}"
             if known
-            else "this one names neither user nor chat, so give with_session a key of your own"
+            else "function of your own, since this one names neither user nor chat"
         )
         return (
             f"{self.attribute!r} is not available: the key function {called(self._key)} gave None "
-            f"for {kind(update)}. Check `if update.{self.attribute}:` first, or {cure}."
+            f"for {kind(update)}. Ask `isinstance(update.{self.attribute}, dict)` first, or give "
+            f"with_session a key {cure}."
         )
 
     def start(self, name: str) -> dict[Any, Any]:
@@ -233,7 +235,7 @@ class Declaration:
 
 _KEEPS = {
     id(codecs.JSON): "JSON keeps dicts with str keys, lists, str, int, bool, None and finite "
-    "floats: convert the value, or give with_session codec=pickle, which keeps it.",
+    "floats: convert the value. If nobody else can write to the store, codec=pickle keeps more.",
     id(pickle): "pickle keeps what can be imported, so no lambda, lock, open file or bot: convert "
     "the value to what describes it.",
 }

@@ -61,9 +61,10 @@ class KeyValueStore(Store):
                 "telesession store, a mapping such as {}, or an object with get(key) and "
                 "set(key, value)"
             )
-        if inspect.iscoroutinefunction(get) or inspect.iscoroutinefunction(put):
+        calls = get, put, getattr(store, "execute_command", None)  # that of Redis' clients
+        if any(map(inspect.iscoroutinefunction, calls)):
             raise TypeError(
-                f"store={store!r} is asynchronous: telesession is for blocking bots, "
+                f"store={type(store).__name__} is asynchronous: telesession is for blocking bots, "
                 "give the blocking client of the same service"
             )
         self.store = store

@@ -10,7 +10,7 @@ try:
     from pymongo.collection import Collection
     from pymongo.errors import DuplicateKeyError
 except ImportError as error:
-    raise ImportError("MongoStore needs pymongo: pip install telesession[mongo]") from error
+    raise ImportError('MongoStore needs pymongo: pip install "telesession[mongo]"') from error
 
 from telesession.codecs import JSON
 from telesession.leases import Held, LeasingStore, foreign, identity, milliseconds

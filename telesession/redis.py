@@ -57,8 +57,8 @@ class RedisStore(LeasingStore):
             raise TypeError(f"client={client!r} is no Redis client: give redis.Redis() or the like")
         if inspect.iscoroutinefunction(getattr(client, "execute_command", None)):
             raise TypeError(
-                f"client={client!r} is asynchronous: telesession is for blocking bots, give the "
-                "blocking client of the same package"
+                f"client={type(client).__module__}.{type(client).__name__} is asynchronous: "
+                "telesession is for blocking bots, give the blocking client of the same package"
             )
         if not isinstance(prefix, str):
             raise TypeError(f"prefix={prefix!r} must be a str")

@@ -14,7 +14,7 @@ try:
     from sqlalchemy.dialects import mysql, postgresql, sqlite
     from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 except ImportError as error:
-    raise ImportError("SQLStore needs SQLAlchemy: pip install telesession[sql]") from error
+    raise ImportError('SQLStore needs SQLAlchemy: pip install "telesession[sql]"') from error
 
 from telesession.keyvalue import compose, parse
 from telesession.leases import Held, LeasingStore, foreign, identity

@@ -13,6 +13,7 @@ bot's calls are answered through ``telebot.apihelper.CUSTOM_REQUEST_SENDER``, fo
 that pyTelegramBotAPI makes past that hook is ``bot.download_file``.
 """
 
+import inspect
 import time
 from typing import Any
 
@@ -99,7 +100,13 @@ class Chat:
         return self._ask("chosen_inline_result", user, content)
 
     def update(self, **fields: Any) -> list[Answer]:
-        """Send any other update, in JSON: ``update(poll_answer={"user": chat.user, ...})``."""
+        """Send any other update, in JSON: ``update(poll_answer={"user": chat.user, ...})``.
+
+        Raises `TypeError` for a kind of update that pyTelegramBotAPI doesn't know.
+        """
+        unknown = fields.keys() - set(inspect.signature(telebot.types.Update).parameters)
+        if unknown:
+            raise TypeError(f"{', '.join(sorted(unknown))}: pyTelegramBotAPI has no such update")
         return self._telegram.dispatch(self._bot, fields)
 
     def pending(self) -> list[Answer]:

@@ -146,6 +146,8 @@ MISUSE = {
     ("lock_timeout", TypeError, "must be a number of seconds or a timedelta"): [None],
     ("key", TypeError, "give a plain function, such as telesession.keys."): ["user", 42, None],
     ("key", TypeError, "is asynchronous: give a plain function"): [coroutine],
+    ("key", TypeError, "can't be called with an update: give"): [lambda: 1, lambda a, b: 1],
+    ("initial", TypeError, "can't be called without arguments: give"): [lambda message: {}],
     ("initial", TypeError, "all sessions would share: give a function"): [{}, {"n": 0}],
     ("initial", TypeError, "can't be called: give a plain function, such as dict"): [[], None],
     ("initial", TypeError, "is asynchronous: give a plain function"): [coroutine],

@@ -658,6 +658,12 @@ class TestAsynchronous:
         with pytest.raises(TypeError, match=REFUSED):
             with_session(store=Client(**methods))
 
+    def test_a_client_as_that_of_redis_at_decoration(self):
+        """Its ``get`` and ``set`` don't show what they are."""
+        client = Client(get=awaitable, set=awaitable, execute_command=coroutine)
+        with pytest.raises(TypeError, match=REFUSED):
+            with_session(store=client)
+
     @pytest.mark.parametrize("make", [awaitable, Awaitable], ids=["coroutine", "awaitable"])
     def test_awaitables_from_get(self, make):
         ran = []

@@ -73,7 +73,7 @@ MESSAGES = {
     "closed": (
         change_a_closed_session,
         SessionClosed,
-        ["'cart:42:42'", "after its handler returned", "thread", "before"],
+        ["'cart:42:42'", "after its handler returned", "thread", "with declaration.open(update)"],
     ),
     "a key that is none": (
         lambda: handle(property="cart", key=by_nobody),
@@ -88,12 +88,24 @@ MESSAGES = {
     "no session": (
         lambda: handle("message.session['n']", update=make(*INLINE)),
         SessionUnavailable,
-        ["'session'", "InlineQuery", "user_chat", "if update.session:", "telesession.keys.user"],
+        [
+            "'session'",
+            "InlineQuery",
+            "user_chat",
+            "isinstance(update.session, dict)",
+            "telesession.keys.user",
+        ],
     ),
     "no session, assigned": (
         lambda: handle(f"message.session = '{SECRET}'", update=make(*INLINE)),
         SessionUnavailable,
-        ["'session'", "InlineQuery", "user_chat", "if update.session:", "telesession.keys.user"],
+        [
+            "'session'",
+            "InlineQuery",
+            "user_chat",
+            "isinstance(update.session, dict)",
+            "telesession.keys.user",
+        ],
     ),
     "initial": (
         lambda: handle(initial=list, store={}),

@@ -46,7 +46,9 @@ def test_without_a_session_the_handler_runs(without, update_type):
 
     assert without(lambda update: bool(update.session))(update) is False
     assert not update.session  # afterwards too
-    with says(SessionUnavailable, type(update).__name__, "nobody", "`if update.session:`"):
+    with says(
+        SessionUnavailable, type(update).__name__, "nobody", "`isinstance(update.session, dict)`"
+    ):
         without(count)(update)
 
 

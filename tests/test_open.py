@@ -183,8 +183,8 @@ def test_no_session(store):
 
 @pytest.mark.parametrize(
     ("args", "options"),
-    [((), {}), ((message(),), {"key": "42:42"}), (("42:42",), {}), ((42,), {})],
-    ids=["nothing", "both", "a key by position", "a number"],
+    [((), {}), ((message(),), {"key": "42:42"}), (("42:42",), {}), ((None,), {}), (({},), {})],
+    ids=["nothing", "both", "a key by position", "None", "JSON"],
 )
 def test_misuse(session, args, options):
     with says(TypeError, "open(key='42:99')"), session.open(*args, **options):

@@ -752,6 +752,12 @@ def test_a_hook_set_later_comes_first(bot):
         chat.send("hi")
 
 
+def test_an_update_that_there_is_not(bot):
+    """A slip in its name would else be an update that no handler is for."""
+    with pytest.raises(TypeError, match=r"mesage: .* no such update"):
+        Chat(bot).update(mesage={}, poll={})
+
+
 def test_a_hook_taken_away_is_back_for_the_next_update(bot):
     echo(bot)
     chat = Chat(bot)

@@ -99,6 +99,8 @@ class TestMatching:
             session.when()
         with says(TypeError, "when('name')", "when(step='name')"):
             session.when("name")
+        with says(TypeError, "can't be called with a session", "lambda session:"):
+            session.when(lambda: True)
         with says(TypeError, "parentheses"):
             session.when(print)(message())
         with says(ValueError, "when(...)"):

@@ -12,7 +12,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
+try:
+    import aiogram  # noqa: F401
+    import telegram  # noqa: F401
+    from tqdm import tqdm
+except ImportError as missing:
+    raise SystemExit(f"{missing}: pip install -e '.[bench]'") from None
 
 from tests.benchmarks.measure import Bench
 from tests.benchmarks.places import place
