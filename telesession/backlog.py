@@ -10,17 +10,23 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
+from telesession.forks import in_child
 from telesession.locks import LockKey, locks
 
 logger = logging.getLogger("telesession")
 
-_Call: TypeAlias = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
+#: A handler, its arguments, and the thread that brought them.
+_Call: TypeAlias = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], threading.Thread]
 
 
 class Backlogs:
     """The lines: one for each session that a thread is handling queued updates of just now."""
 
     def __init__(self) -> None:
+        self._reset()
+        in_child(self, Backlogs._reset)
+
+    def _reset(self) -> None:
         self._lines: dict[LockKey, deque[_Call]] = {}
         self._mutex = threading.Lock()
 
@@ -43,7 +49,7 @@ class Backlogs:
         with self._mutex:
             line = self._lines.get(key)
             if line is not None:
-                line.append((handler, args, kwargs))
+                line.append((handler, args, kwargs, threading.current_thread()))
                 return None
             self._lines[key] = deque()
         result = failure = None
@@ -56,17 +62,20 @@ class Backlogs:
             raise
         self._work_off(key)  # not while handling the failure, which is none of theirs
         if failure is not None:
-            raise failure
+            try:
+                raise failure
+            finally:
+                del failure  # whose traceback has this frame
         return result
 
     def _work_off(self, key: LockKey) -> None:
         try:
             while call := self._next(key):
-                handler, args, kwargs = call
+                handler, args, kwargs, thread = call
                 try:
                     handler(*args, **kwargs)
                 except Exception as error:
-                    _report(key, error)
+                    _report(key, thread, error)
         except BaseException:
             self._drop(key)
             raise
@@ -87,14 +96,17 @@ class Backlogs:
             return None
 
 
-def _report(key: LockKey, error: Exception) -> None:
-    """Give an error to pyTelegramBotAPI, as if the handler had raised in a task of its own."""
-    thread: Any = threading.current_thread()
+def _report(key: LockKey, thread: Any, error: Exception) -> None:
+    """Give an error to pyTelegramBotAPI, as if the handler had raised in ``thread``, its own."""
     callback = getattr(thread, "exception_callback", None)
     if callback is not None and type(thread).__module__ == "telebot.util":
-        callback(thread, error)
-    else:  # a thread of somebody else's, who knows nothing of this update
-        logger.error("a queued update of %r failed", key, exc_info=error)
+        try:
+            callback(thread, error)
+            return
+        except Exception as another:  # the bot's exception_handler failed
+            error = another
+    # or it is a thread of somebody else's, who knows nothing of this update
+    logger.error("a queued update of %r failed", key, exc_info=error)
 
 
 #: The lines of all sessions of this process.

@@ -95,7 +95,8 @@ class Declaration:
         The handler runs if the session, locked and loaded, has all ``values`` (`None` also
         stands for a key that it hasn't) and all ``conditions``, called with it, are true. Else
         nothing is saved and pyTelegramBotAPI goes on to its next handler; if that is one with the
-        same sessions it gets them as they are, still locked, so nobody comes in between.
+        same sessions it gets them as they are, still locked, so nobody comes in between. Conditions
+        are to look only, not to change anything.
         """
         for condition in conditions:
             if not callable(condition):

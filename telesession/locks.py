@@ -17,6 +17,7 @@ from collections.abc import Collection, Iterable
 from typing import Protocol
 
 from telesession.errors import SessionBusy
+from telesession.forks import in_child
 
 LockKey = str  # "<name of the session in its store>@<identity of the store>"
 
@@ -24,7 +25,7 @@ LockKey = str  # "<name of the session in its store>@<identity of the store>"
 class Holder(Protocol):
     """Whoever takes locks: an update's visit, on one thread."""
 
-    thread: int
+    thread: int  #: 0 if no handler runs, on any
     waits_since: float  #: by `time.monotonic`, 0 if it did not have to wait
 
     def lock_timeout(self, key: LockKey) -> float:
@@ -45,6 +46,10 @@ class Locks:
     """A table of locks, with an entry for each key that is in use just now."""
 
     def __init__(self) -> None:
+        self._reset()
+        in_child(self, Locks._reset)
+
+    def _reset(self) -> None:
         self._holders: dict[LockKey, Holder] = {}
         self._mutex = threading.Lock()  # for the queues
         self._queues: dict[LockKey, deque[_Waiter]] = {}
@@ -93,7 +98,7 @@ class Locks:
     def release(self, keys: Iterable[LockKey]) -> None:
         """Hand each of ``keys`` to whoever has waited longest for it, or forget it."""
         for key in keys:
-            del self._holders[key]
+            self._holders.pop(key, None)  # a forked child never had it
             if key in self._queues:
                 with self._mutex:
                     self._grant(key)

@@ -13,6 +13,7 @@ from typing import Any
 from cachetools import TTLCache
 
 from telesession.codecs import Codec
+from telesession.forks import in_child
 from telesession.stores import Change, Payload, Store
 
 logger = logging.getLogger("telesession")
@@ -65,11 +66,15 @@ class MemoryStore(Store):
             raise ValueError(f"maxsize={maxsize!r} must be a positive number of sessions")
         self.maxsize = maxsize
         self._clock = clock
-        self._mutex = threading.Lock()
+        self._renew_mutex()
+        in_child(self, MemoryStore._renew_mutex)
         self._entries: OrderedDict[str, _Entry] = OrderedDict()  # least recently used first
         self._forever = _Expiring(math.inf, clock, self._entries.pop)
         self._timed: dict[float, _Expiring] = {}  # by ttl; none of them empty
         self._warned = False
+
+    def _renew_mutex(self) -> None:
+        self._mutex = threading.Lock()
 
     def open(self, names: Sequence[str], timeout: float = 0) -> tuple[None, list[Payload | None]]:
         # No mutex here, nor where a payload is exchanged below: each is one operation on an

@@ -1,11 +1,11 @@
 """A thread that looks after something for as long as there is something to look after."""
 
 import logging
-import os
 import threading
 import time
-import weakref
 from abc import ABC, abstractmethod
+
+from telesession.forks import in_child
 
 logger = logging.getLogger("telesession")
 
@@ -26,7 +26,7 @@ class Patrol(ABC):
         self._pause = pause
         self._patience = patience
         self.reset()
-        _patrols.add(self)
+        in_child(self, type(self).reset)
 
     @abstractmethod
     def needed(self) -> bool:
@@ -75,15 +75,3 @@ class Patrol(ABC):
             if self.needed():  # somebody came just before
                 self._thread = thread
             return self._thread is None
-
-
-_patrols: "weakref.WeakSet[Patrol]" = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for patrol in _patrols:
-        patrol.reset()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

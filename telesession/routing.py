@@ -1,12 +1,13 @@
 """Sessions on their way from a handler that was not for their update to the next one.
 
 A handler under `when` that doesn't match leaves its sessions open and locked, so that nobody comes
-in between. The next handler of the same update takes them over, if it has the same sessions; else
-they are let go. That none took them shows when pyTelegramBotAPI drops what the last one returned.
-Where an error keeps that alive, or a decorator has hidden who dropped it, a thread finds out by
-looking whether pyTelegramBotAPI is still at that update.
+in between. The thread's next handler takes them over, if it has the same update and sessions; else
+it lets go of them. That there is no such handler shows when pyTelegramBotAPI drops what the last
+one returned. Where an error keeps that alive, or a decorator has hidden who dropped it, a thread
+finds out by looking whether pyTelegramBotAPI is still at that update.
 """
 
+import contextlib
 import functools
 import sys
 import threading
@@ -19,13 +20,14 @@ from telesession.locks import LockKey, locks
 from telesession.patrol import Patrol
 from telesession.transactions import Lease, let_go
 
-#: By the id of the update. Whoever pops an entry is the one who may use what it has.
-passed: "dict[int, Passed]" = {}
+#: What is on its way. Whoever pops it is the one who may use what it has.
+passed: "dict[Passed, bool]" = {}
 
 
 class Passed:
     """What a handler left for the next one; it holds the locks meanwhile."""
 
+    thread = 0  # no handler runs, so nobody can join it, and it waits for nothing
     waits_since = 0.0
 
     def __init__(
@@ -38,23 +40,30 @@ class Passed:
         self.opened = opened
         self.locked = locked
         self.leases = leases
-        self.thread = threading.get_ident()
-        self._update = update
+        self.update = update
+        self._dispatcher = threading.get_ident()
         for session in opened.values():
             session.__class__ = ClosedSession
-        passed[id(update)] = self
         locks.hand_over(locked, self)
+        passed[self] = True
         sweeper.start()
+
+    @staticmethod
+    def take() -> "Passed | None":
+        """What the calling thread's last handler left, if it is still there."""
+        thread = threading.get_ident()
+        for one in list(passed):
+            if one._dispatcher == thread and passed.pop(one, False):
+                return one
+        return None
 
     def lock_timeout(self, key: LockKey) -> float:
         return 0.0  # it waits for nothing
 
     def withdraw(self) -> None:
         """Let go, unless a handler has taken it over."""
-        if passed.get(id(self._update)) is self:
-            self.thread = 0  # or a handler of that thread would take itself for the holder
-            if passed.pop(id(self._update), None):
-                self.let_go()
+        if passed.pop(self, False):
+            self.let_go()
 
     def dropped(self) -> None:
         """Let go, if it is pyTelegramBotAPI who dropped us: garbage is collected anywhere."""
@@ -63,16 +72,18 @@ class Passed:
 
     def is_over(self) -> bool:
         """Whether pyTelegramBotAPI has left the update: no frame of the thread has it any more."""
-        frame = sys._current_frames().get(self.thread)
+        frame = sys._current_frames().get(self._dispatcher)
         while frame is not None:
-            if _is_telebot(frame) and any(one is self._update for one in frame.f_locals.values()):
+            if _is_telebot(frame) and any(one is self.update for one in frame.f_locals.values()):
                 return False
             frame = frame.f_back
         return True
 
     def let_go(self) -> None:
-        let_go(self.leases, touch=False)
-        locks.release(self.locked)
+        try:
+            let_go(self.leases, touch=False)
+        finally:
+            locks.release(self.locked)
 
 
 def is_dispatched() -> bool:
@@ -103,9 +114,12 @@ class _Sweeper(Patrol):
         return bool(passed)
 
     def look(self) -> bool:
-        for one in list(passed.values()):
-            if one.is_over():
-                one.withdraw()
+        for one in list(passed):
+            if one.is_over() and passed.pop(one, False):
+                try:  # not here: a store that is slow to answer is no concern of the others
+                    threading.Thread(target=one.let_go, daemon=True).start()
+                except RuntimeError:  # there are too many threads
+                    one.let_go()
         return True
 
     def without(self) -> str:
@@ -128,6 +142,7 @@ def go_on() -> Callable[..., Any]:
             self._dropped = dropped
 
         def __del__(self) -> None:
-            self._dropped()
+            with contextlib.suppress(ValueError):  # at the interpreter's end, with no frame around
+                self._dropped()
 
     return GoOn

@@ -22,7 +22,7 @@ from telesession.stores import Change, Payload
 
 logger = logging.getLogger("telesession")
 
-_PURGE_LIMIT = 1000  # rows that one update removes at the most
+_PURGE_LIMIT = 900  # rows that one update removes at the most; some SQLite takes no 1000 names
 _PURGE_INTERVAL = 1.0  # seconds, unless the last one found more rows than that
 _ATTEMPTS = 5  # to write while other transactions are in the way
 
@@ -33,10 +33,9 @@ class SQLStore(LeasingStore):
     """Sessions in one table of SQLite, PostgreSQL, MySQL (8 or later) or MariaDB (10.6 or later).
 
     The table is made when it is first needed. An update takes two transactions: one leases and
-    reads all its sessions, the other writes them and lets go. With one session, each is a single
-    statement on SQLite and PostgreSQL. Leases, and sessions with a ttl,
-    are over by the database's clock. Sessions whose time is over are removed as updates come, at
-    most a thousand at a time.
+    reads all its sessions, the other writes them and lets go; of one session, each is a single
+    statement on PostgreSQL. Leases, and sessions with a ttl, are over by the database's clock.
+    Sessions whose time is over are removed as updates come, at most 900 at a time.
 
     SQLite is for the processes of one host. A file in which this store makes its table is put
     into WAL mode; it is written by one process at a time, and so is each session.
@@ -110,7 +109,7 @@ class SQLStore(LeasingStore):
             return rows
 
         try:
-            rows = self._run(run, one=len(names) == 1 and sql.read is None)
+            rows = self._run(run, one=len(names) == 1 and sql.read is None and not waited)
         except DBAPIError as error:
             if _in_the_way(error):
                 raise Held(names[0]) from None
@@ -157,9 +156,12 @@ class SQLStore(LeasingStore):
         """A connection that is in no transaction yet, as far as the database is concerned."""
         with self._turn, self._engine.connect() as connection:
             begun = False
-            if connection.dialect.name == "sqlite":
+            if connection.dialect.name in _AUTOCOMMIT and not connection.in_transaction():
                 # an engine may begin them itself, as SQLAlchemy advises for SQLite: not like ours
                 connection.begin()
+            if connection.dialect.name == "postgresql":
+                connection.connection.rollback()  # no round trip where none has begun
+            if connection.dialect.name == "sqlite":
                 begun = getattr(connection.connection.dbapi_connection, "in_transaction", False)
                 if begun:
                     connection.exec_driver_sql("ROLLBACK")
@@ -231,7 +233,7 @@ class SQLStore(LeasingStore):
         """Do it all in one transaction, or nothing of it where a lease is over."""
         for attempt in range(1, _ATTEMPTS + 1):
             try:
-                self._run(run, one)
+                self._run(run, one and attempt == 1)
                 return True
             except _Over:
                 return False
@@ -302,7 +304,7 @@ class _Statements:
     def __init__(self, table: sa.Table, dialect: sa.Dialect, lease: float) -> None:
         t = table.c
         now: Any = sa.literal_column(_NOW[dialect.name], sa.Double)
-        until = now + lease
+        until = now + sa.literal_column(repr(float(lease)), sa.Double)
         key, holder = sa.bindparam("key", type_=_Name), sa.bindparam("holder", type_=sa.String)
         keys: Any = sa.bindparam("keys", expanding=True, type_=_Name)
         mine = (t.name == key) & (t.token == holder) & (t.leased_until > now)
@@ -328,10 +330,11 @@ class _Statements:
             asked = self.lease.excluded  # with no parameter here, several rows are one statement
             self.lease = self.lease.on_conflict_do_update(
                 index_elements=[t.name],
-                set_={"token": asked.token, "leased_until": asked.leased_until},
+                set_={"token": asked.token, "leased_until": until},  # from now, not when it came
                 where=vacant | (t.token == asked.token),
             )
-            if dialect.insert_returning:  # SQLite can since 3.35
+            # Not on SQLite: a result that Ctrl-C left unread would keep the file locked.
+            if dialect.name == "postgresql" and dialect.use_insertmanyvalues:
                 self.lease = self.lease.returning(*columns)
                 self.read = None
 
@@ -385,6 +388,8 @@ def _in_the_way(error: DBAPIError) -> bool:
     state = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
     code = getattr(original, "sqlite_errorname", "") or ""  # since Python 3.11
     number = original.args[0] if original is not None and original.args else None
+    if isinstance(number, dict):  # pg8000
+        state = number.get("C")
     return (
         state in ("40001", "40P01")  # serialization failure, deadlock detected
         or number in (1020, 1205, 1213)  # MySQL: changed since read, lock wait timeout, deadlock

@@ -55,6 +55,9 @@ def let_go(leases: list[Lease], *, touch: bool) -> None:
             store.commit(token, touched)
         except Exception as error:  # one that matters more is on its way to the caller
             logger.warning("%s", _failure("release", store, sessions, error))
+        except BaseException:  # Ctrl-C
+            let_go(leases, touch=touch)
+            raise
 
 
 def has_ttl(session: Session) -> bool:

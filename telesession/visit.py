@@ -151,11 +151,11 @@ class Visit:
         return declaration.lock_timeout
 
     def _take_over(self) -> bool:
-        """Have what the update's last handler, which was not for it, left to us."""
-        left = passed.pop(id(self._update), None)
+        """Have what the thread's last handler left, if that was not for this update either."""
+        left = Passed.take()
         if left is None:
             return False
-        if left.opened.keys() != self.opened.keys():
+        if left.update is not self._update or left.opened.keys() != self.opened.keys():
             left.let_go()
             return False
         declarations = {key: session._declaration for key, session in self.opened.items()}
@@ -216,17 +216,9 @@ class Visit:
 
     def _join(self) -> None:
         """Join what visits of this thread have open; what remains in ``opened`` is ours to open."""
-        holders = [locks.holder(key) for key in self.opened]
-        left = [one for one in holders if isinstance(one, Passed)]
-        if left:  # by a handler of another update, or with other sessions
-            for one in left:
-                one.withdraw()
-            locks.release(self._locked)
-            self._locked = ()
-            self._locked = locks.acquire(self.opened, self)
         for key in list(self.opened):
             host = locks.holder(key)
-            if host is self or not isinstance(host, Visit):
+            if host is self or not isinstance(host, Visit):  # whoever has a thread is a Visit
                 continue
             del self.opened[key]
             session = host.opened[key]

@@ -9,7 +9,7 @@ import pytest
 from telesession import SessionBusy, keys, with_session
 from telesession.backlog import backlogs
 from telesession.locks import locks
-from tests.helpers import Failure, count, nobody, run_together, says
+from tests.helpers import Failure, count, nobody, run_together, says, until
 from tests.stores import TIMEOUT, Bot, Leasing, message, payload
 
 
@@ -72,6 +72,29 @@ class TestQueue:
         with queue.open(key="42:42") as data:
             assert data == {"n": 20}
 
+    def test_below_a_handler_that_is_not_for_it(self, store, queue):
+        """What that one passes on is no handler that runs: there is a line all the same."""
+        bot = Bot(2)
+        seen = []
+        first, inside, go_on = entered(lambda message: None)
+        room = with_session(property="room", store=store)
+        bot.any_handler(room.when(n=1)(pytest.fail))
+
+        @bot.any_handler
+        @queue
+        def handler(message):
+            if message.text == "first":
+                first(message)
+            seen.append(message.text)
+
+        bot.feed([payload(text="first")])
+        assert inside.wait(TIMEOUT)
+        bot.feed([payload(text="second"), payload(text="third"), payload(43, "other")])
+        until(lambda: seen == ["other"])
+        go_on.set()
+        bot.run([])
+        assert (seen, bot.errors) == (["other", "first", "second", "third"], [])
+
     @pytest.mark.parametrize("threads", [2, 8])
     def test_nothing_is_lost(self, queue, threads):
         bot = Bot(threads)
@@ -116,6 +139,58 @@ class TestQueue:
 
         assert done == ["other", "first", "good 1", "good 2"]
         assert [str(error) for error in bot.errors] == ["bad 1", "bad 2"]
+
+    def test_an_error_is_that_of_its_own_bot(self, queue):
+        """Also where that of another bot works off the line, and if its exception_handler fails."""
+        one, two = Bot(1), Bot(1)
+        first, inside, go_on = entered(lambda message: None)
+        done = []
+        one.any_handler(queue(first))
+
+        @two.any_handler
+        @queue
+        def handler(message):
+            if message.text == "bad":
+                raise Failure
+            done.append(message.text)
+
+        one.feed([payload()])
+        assert inside.wait(TIMEOUT)
+        two.run([payload(text="bad"), payload(text="good")])
+        go_on.set()
+        one.run([])
+        assert (one.errors, [type(error) for error in two.errors]) == ([], [Failure])
+        assert done == ["good"]
+
+    def test_an_exception_handler_that_fails(self, queue, caplog):
+        """Those behind in the line are handled all the same."""
+        bot = Bot(2)
+        first, inside, go_on = entered(lambda message: None)
+        done = []
+
+        class Errors(list):
+            def append(self, error):
+                raise Failure("of the exception handler")
+
+        bot.errors = Errors()
+
+        @bot.any_handler
+        @queue
+        def handler(message):
+            if message.text == "first":
+                first(message)
+            if message.text == "bad":
+                raise ValueError
+            done.append(message.text)
+
+        bot.feed([payload(text="first")])
+        assert inside.wait(TIMEOUT)
+        bot.feed([payload(text="bad"), payload(text="good"), payload(43, "other")])
+        until(lambda: done == ["other"])
+        go_on.set()
+        bot.run([])
+        assert done == ["other", "first", "good"]
+        assert "of the exception handler" in caplog.text
 
     def test_the_first_one_raises(self, queue):
         """Its error is its caller's, after those behind it were handled."""

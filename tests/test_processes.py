@@ -3,6 +3,8 @@
 import itertools
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 
@@ -11,7 +13,7 @@ import pytest
 from telesession import SessionBusy, with_session
 from tests.helpers import count, says
 from tests.stores import TIMEOUT, message
-from tests.worker import Crowd, Worker, connect
+from tests.worker import ROOT, Crowd, Worker, connect
 
 SERVERS = {
     "redis-store": ("valkey", "valkey_port", "redis://127.0.0.1:{}"),
@@ -176,3 +178,41 @@ def test_fork(request):
     assert said == ["inside", "inside", "saved", "inside", "saved"]
     with connect(url) as store:
         assert content(store) == {"n": 3}
+
+
+_FORK_INSIDE = """
+import os, sys, threading, time
+from telesession import MemoryStore, with_session
+from tests.stores import message
+
+session = with_session(store=MemoryStore(), lock_timeout=5, busy=sys.argv[1])
+parent, inside = os.getpid(), threading.Event()
+
+@session
+def handler(update):
+    if os.getpid() != parent:
+        os._exit(7)
+    inside.set()
+    time.sleep(60)
+
+threading.Thread(target=handler, args=[message(43)], daemon=True).start()
+inside.wait()
+with session.open(key="42:42") as mine:
+    mine["n"] = 1
+    child = os.fork()
+    if child == 0:
+        with session.open(key="42:42") as data:
+            print(data, flush=True)
+        handler(message(43))
+    print(os.WEXITSTATUS(os.waitpid(child, 0)[1]), flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+@pytest.mark.parametrize("busy", ["wait", "queue"])
+def test_what_a_forked_child_finds_locked(busy):
+    """Nothing: handlers of its parent's threads never end there. And it joins none of them."""
+    command = [sys.executable, "-c", _FORK_INSIDE, busy]
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT)
+    assert finished.stdout.split() == ["{}", "7"], finished.stderr

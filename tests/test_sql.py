@@ -162,7 +162,7 @@ class TestTable:
 
 
 class TestStatements:
-    """What is sent to the database for an update; SQLite and PostgreSQL lease and read at once."""
+    """What is sent to the database for an update; PostgreSQL leases and reads at once."""
 
     @pytest.fixture
     def said(self, engine):
@@ -180,11 +180,11 @@ class TestStatements:
         update(store)
         update(store, body=dict)
 
-        if store.engine.dialect.name == "mysql":
-            begin, commit = ["START"], ["COMMIT"]
-            assert said == [*begin, "INSERT", "SELECT", *commit, *begin, "UPDATE", *commit] * 2
-        else:
-            assert said == ["INSERT", "UPDATE"] * 2
+        assert [*said] == 2 * {
+            "sqlite": ["BEGIN", "INSERT", "SELECT", "COMMIT", "UPDATE"],
+            "postgresql": ["INSERT", "UPDATE"],
+            "mysql": ["START", "INSERT", "SELECT", "COMMIT", "START", "UPDATE", "COMMIT"],
+        }[store.engine.dialect.name]
 
     def test_three_stacked(self, store, said):
         one, two, three = (with_session(property=f"s{n}", store=store) for n in (1, 2, 3))
@@ -200,7 +200,7 @@ class TestStatements:
         said.clear()
         assert handler(message()) == 3
 
-        lease = {"mysql": ["INSERT", "SELECT"]}.get(store.engine.dialect.name, ["INSERT"])
+        lease = ["INSERT"] if store.engine.dialect.name == "postgresql" else ["INSERT", "SELECT"]
         begin = "START" if store.engine.dialect.name == "mysql" else "BEGIN"
         assert said == [begin, *lease, "COMMIT", begin, *["UPDATE"] * 3, "COMMIT"]
 
@@ -249,7 +249,7 @@ class TestExpiry:
             update(later, 1)
             left.append(len(rows(store)))
 
-        assert left == [4501, 3501, 2501, 1501, 501, 1, 1]
+        assert left == [4601, 3701, 2801, 1901, 1001, 101, 1]
         assert rows(store)["session:1:1"].token is None
 
     def test_its_holder_has_it_to_the_end(self, store):
@@ -472,6 +472,23 @@ class TestTrouble:
         assert {row.token for row in rows(store).values()} == {None}
         assert found(store=store) == {"n": 1}
 
+    def test_ctrl_c_while_it_leases(self, sqlite, another):
+        """Nothing that the traceback keeps alive has the file locked."""
+        store = SQLStore(sqlite)
+        update(store)
+
+        def interrupt(connection, cursor, statement, *_):
+            if statement.startswith("INSERT"):
+                sa.event.remove(sqlite, "after_cursor_execute", interrupt)
+                raise KeyboardInterrupt
+
+        sa.event.listen(sqlite, "after_cursor_execute", interrupt)
+        with pytest.raises(KeyboardInterrupt) as caught:
+            update(store)
+        assert caught.tb
+        update(SQLStore(another(sqlite, connect_args={"timeout": 0.01})), lock_timeout=0.01)
+        assert rows(store)[NAME].token is None
+
     def test_a_locked_file(self, sqlite, another):
         """An update waits for it, before its handler for as long as lock_timeout allows."""
         store = SQLStore(another(sqlite, connect_args={"timeout": 0.02}))
@@ -542,9 +559,26 @@ def test_thirty_kills(sqlite):
 
 
 AUTOCOMMIT, SERIALIZABLE = ({"isolation_level": level} for level in ("AUTOCOMMIT", "SERIALIZABLE"))
-ENGINES = [(database, more) for database in DATABASES for more in ({}, AUTOCOMMIT, SERIALIZABLE)]
+ONE_BY_ONE = {"use_insertmanyvalues": False}
+OPTIONS = ({}, AUTOCOMMIT, SERIALIZABLE, ONE_BY_ONE)
+ENGINES = [(database, more) for database in DATABASES for more in OPTIONS]
+ENGINES += [
+    ("postgres", {"connect_args": {"options": "-c default_transaction_isolation=serializable"}})
+]
 if sys.version_info >= (3, 12):
     ENGINES += [("sqlite", {"connect_args": {"autocommit": on}}) for on in (False, True)]
+
+
+def counting(store):
+    """Update one session, many times on several threads."""
+
+    def run():
+        for _ in range(8):
+            update(store, ttl=1000)
+
+    assert run_together(*[run] * 4) == [None] * 4
+    row = rows(store)[NAME]
+    assert (row.payload, row.token) == ('{"n":32}', None)
 
 
 def crossing(stores):
@@ -602,6 +636,11 @@ class TestEngines:
         assert rows(store) == before
         assert {row.token for row in before.values()} == {None}
 
+    @pytest.mark.parametrize(("database", "options"), ENGINES, ids=str)
+    def test_one_session_on_many_threads(self, request, another, database, options):
+        engine = another(request.getfixturevalue(database), pool_pre_ping=True, **options)
+        counting(SQLStore(engine))
+
     @pytest.mark.parametrize("begin", ["BEGIN", "BEGIN IMMEDIATE"])
     def test_one_that_begins_transactions_itself(self, sqlite, another, begin):
         """As SQLAlchemy's documentation advises for SQLite."""
@@ -612,6 +651,61 @@ class TestEngines:
             return engine
 
         crossing([SQLStore(listening(another(sqlite))) for _ in range(6)])
+        counting(SQLStore(listening(another(sqlite))))
+
+    def test_one_that_has_asked_before(self, sqlite, another):
+        """What is executed when a connection is taken may have begun a transaction."""
+        engine = another(sqlite)
+        sa.event.listen(engine, "engine_connect", lambda c: c.scalar(sa.select(1)))
+        put({"n": 1}, store=SQLStore(engine))
+        put({"n": 2}, store=SQLStore(engine))
+        assert found(store=SQLStore(sqlite)) == {"n": 2}
+
+    def test_postgres_begins_transactions_itself(self, postgres, another):
+        engine = another(postgres)
+        sa.event.listen(engine, "begin", lambda c: c.exec_driver_sql("BEGIN"))
+        crossing([SQLStore(engine)] * 6)
+        counting(SQLStore(engine))
+
+    def test_another_transaction_was_in_the_way(self, postgres, monkeypatch):
+        """The second try is a transaction with the isolation that it needs."""
+        store, said = SQLStore(postgres), []
+        put({"n": 1}, store=store)
+
+        def listen(connection, cursor, statement, parameters, *more):
+            if statement.startswith("SELECT"):  # whether the table is there
+                return statement, parameters
+            said.append(statement.split()[0])
+            if said in (["INSERT"], ["INSERT", "BEGIN", "INSERT", "COMMIT", "UPDATE"]):
+                return "DO $$BEGIN RAISE EXCEPTION 'no' USING ERRCODE = '40001'; END$$", ()
+            return statement, parameters
+
+        sa.event.listen(postgres, "before_cursor_execute", listen, retval=True)
+        put({"n": 2}, store=store)
+        assert said[:5] == ["INSERT", "BEGIN", "INSERT", "COMMIT", "UPDATE"]
+        assert said[5:8] == ["BEGIN", "UPDATE", "COMMIT"]
+        sa.event.remove(postgres, "before_cursor_execute", listen)
+        assert found(store=store) == {"n": 2}
+
+    @pytest.mark.parametrize("names", [[NAME], [NAME, "other:1"]], ids=["one", "two"])
+    def test_a_lease_counts_from_when_it_is_granted(self, postgres, names):
+        """Not from when it was asked for: the row may have been locked for longer than it lasts."""
+        store = SQLStore(postgres, lease=0.5)
+        put({"n": 1}, store=store)
+        with postgres.connect() as connection:
+            connection.execute(sa.select(store.table).with_for_update()).all()
+
+            def follow():
+                waiting = sa.text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+                with postgres.connect() as watching:
+                    while not watching.execute(waiting).scalar():
+                        pass
+                    watching.execute(sa.text("SELECT pg_sleep(0.6)"))
+                connection.rollback()
+
+            run_together(lambda: store.acquire(names, "token", 0), follow)
+        now = ask(postgres, EPOCH["postgresql"])
+        assert rows(store)[NAME].leased_until > now
 
 
 NOWHERE = sa.create_engine("sqlite:///nowhere")

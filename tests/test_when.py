@@ -6,6 +6,7 @@ import time
 
 import pytest
 import telebot
+from telebot import types
 from telebot.handler_backends import ContinueHandling
 
 from telesession import MemoryStore, SessionClosed, keys, with_session
@@ -301,6 +302,78 @@ class TestPassingOn:
         assert run_together(change) == [None]
         assert store == {"session:1:1": '{"n":1}'}
 
+    def test_the_thread_goes_on_with_another_user(self, bot, session):
+        """Two threads had an error after a miss, and now handle each other's user: no cycle."""
+        bot.register_message_handler(session.when(n=1)(pytest.fail))
+        bot.register_message_handler(raising)
+        together = threading.Barrier(2)
+
+        def work(own, others):
+            with pytest.raises(Failure) as caught:
+                Chat(bot, user=own).send("hi")
+            together.wait(TIMEOUT)
+            assert caught.value.__traceback__
+            return session(lambda message: len(locks))(message(others))
+
+        assert max(run_together(lambda: work(1, 2), lambda: work(2, 1))) <= 2
+        assert len(locks) == 0
+
+    def test_one_update_for_two_bots(self, store):
+        """Each has its own handlers, and its own thread, and lets go of what it locked."""
+        together = threading.Barrier(2)
+        update = types.Update.de_json({"update_id": 1, "message": payload()})
+
+        def work(property):
+            bot = telebot.TeleBot("1:test", threaded=False)
+            session = with_session(property=property, store=store)
+            both = session.when(lambda session: together.wait(TIMEOUT) < 0)
+            bot.register_message_handler(both(pytest.fail))
+            bot.register_message_handler(lambda message: together.wait(TIMEOUT))
+            bot.process_new_updates([update])
+
+        assert run_together(lambda: work("one"), lambda: work("two")) == [None, None]
+        until(lambda: len(locks) == 0)
+        assert not passed
+
+    def test_ctrl_c_while_it_is_let_go(self, bot):
+        """All of it is, and the interrupt comes through."""
+
+        class Interrupted(Leasing):
+            def commit(self, lease, changes):
+                super().commit(lease, changes)
+                raise KeyboardInterrupt
+
+        stores = Interrupted(), Leasing()
+        one, two = (with_session(property=f"s{n}", store=each) for n, each in enumerate(stores))
+        bot.register_message_handler(one(two.when(n=1)(pytest.fail)))
+        bot.register_message_handler(with_session(property="other")(pytest.fail))
+        with pytest.raises(KeyboardInterrupt):
+            Chat(bot).send("hi")
+        assert [len(store.leases) for store in stores] == [0, 0]
+        assert len(locks) == 0
+
+    def test_a_store_that_is_slow_to_let_go(self, bot):
+        """Is no concern of those who wait for sessions of another store."""
+        slow, quick = Slow(), Leasing()
+        for chat, store in [(1, slow), (2, quick)]:
+            session = with_session(property=f"of{chat}", store=store)
+            only = {"func": lambda message, chat=chat: message.chat.id == chat}
+            bot.register_message_handler(session.when(n=1)(pytest.fail), **only)
+        bot.register_message_handler(raising)
+
+        def work(user):
+            with pytest.raises(Failure) as caught:
+                Chat(bot, user=user).send("hi")
+            return caught
+
+        kept = run_together(lambda: work(1))
+        assert slow.entered.wait(TIMEOUT)
+        kept += run_together(lambda: work(2))
+        until(lambda: not quick.leases)
+        assert slow.leases
+        slow.go_on.set()
+        until(lambda: not slow.leases)
+
     def test_what_nobody_waits_for_is_let_go(self, bot):
         """Other processes wait as well, and a session with busy="drop" is waited for by nobody."""
         store = Leasing()
@@ -343,7 +416,7 @@ class TestPassingOn:
 
         @bot.message_handler()
         def between(message):
-            (left,) = passed.values()
+            (left,) = passed
             thread = threading.Thread(target=left.withdraw)
             thread.start()
             assert store.entered.wait(TIMEOUT)
@@ -373,6 +446,24 @@ class TestPassingOn:
         assert "can't start new thread" in caplog.text
         assert store == {"session:1:1": '{"n":1}'}
 
+    def test_no_thread_to_let_go(self, bot, session, monkeypatch):
+        """Where the sweeper can start none, it lets go itself."""
+
+        def start(thread):
+            raise RuntimeError("can't start new thread")
+
+        until(lambda: sweeper._thread is None)  # that of another test
+        bot.register_message_handler(session.when(n=1)(pytest.fail))
+        bot.register_message_handler(raising)
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", start)
+            with pytest.raises(Failure) as caught:
+                Chat(bot).send("hi")
+            assert caught.value.__traceback__
+            assert len(locks) == 1
+            sweeper.look()
+        assert len(locks) == 0
+
     def test_garbage_is_left_to_the_sweeper(self, bot, session):
         """It may be collected anywhere, also where a lock of ours is held."""
         bot.register_message_handler(session.when(n=1)(pytest.fail))
@@ -380,7 +471,7 @@ class TestPassingOn:
 
         @bot.message_handler()
         def between(message):
-            (left,) = passed.values()
+            (left,) = passed
             (lambda: left.dropped())()  # as the collector would, which was at work in this frame
             collected.append(len(locks))
 
