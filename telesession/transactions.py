@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 from collections.abc import Collection, Sequence
 from typing import Any, TypeAlias
 
@@ -88,9 +89,22 @@ def _failure(
 ) -> SessionStoreError:
     names = ", ".join(repr(session._name) for session in sessions)
     return SessionStoreError(
-        f"{store!r} failed to {what} {names} with {called(type(error))}. {_OUTCOMES[what]} "
+        f"{store!r} failed to {what} {names} with {_what(error)}. {_OUTCOMES[what]} "
         "The error itself is this one's __cause__; telebot.logger.setLevel('DEBUG') shows it."
     )
+
+
+def _what(error: BaseException) -> str:
+    """The kind of an error and, if one of the system's is behind it, what that means.
+
+    Not its text, which may quote what was to be stored.
+    """
+    behind: BaseException | None = error
+    for _ in range(10):  # there may be a circle of them
+        if isinstance(behind, OSError) and isinstance(behind.errno, int):
+            return f"{called(type(error))} ({os.strerror(behind.errno)})"
+        behind = getattr(behind, "__cause__", None) or getattr(behind, "__context__", None)
+    return called(type(error))
 
 
 _OUTCOMES = {

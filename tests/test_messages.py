@@ -3,8 +3,10 @@
 Those of wrong options are in `test_declaration`.
 """
 
+import errno
 import inspect
 import json
+import os
 import pickle
 import threading
 
@@ -22,7 +24,7 @@ from telesession import (
     with_session,
 )
 from tests.helpers import SECRET, any_of, doing, says
-from tests.stores import message
+from tests.stores import NAME, message, visit
 from tests.updates import UPDATES, VARIANTS, make
 
 
@@ -248,3 +250,33 @@ def test_the_errors_say_what_they_are_for():
 
     assert len(classes) == 7
     assert all(each.__doc__ and issubclass(each, SessionError) for each in classes)
+
+
+class Gone(dict):
+    """A store whose client can't reach its server."""
+
+    def get(self, key):
+        try:
+            raise ConnectionRefusedError(errno.ECONNREFUSED, SECRET)
+        except OSError:
+            raise LookupError(SECRET)  # noqa: B904
+
+
+def test_a_server_that_is_not_there():
+    """6.3 The message says what the system says, in the system's own words."""
+    refused = os.strerror(errno.ECONNREFUSED)
+
+    with says(SessionStoreError, NAME, "did not run", f"with LookupError ({refused})."):
+        visit(print, store=Gone())
+
+
+def test_errors_that_go_round_in_a_circle():
+    one, other = LookupError(SECRET), LookupError(SECRET)
+    one.__cause__, other.__cause__ = other, one
+
+    def fail(key):
+        raise one
+
+    circle = type("Circle", (dict,), {"get": lambda self, key: fail(key)})
+    with says(SessionStoreError, NAME, "with LookupError."):
+        visit(print, store=circle())
