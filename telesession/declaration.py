@@ -212,7 +212,7 @@ class Declaration:
                 f"initial={called(self._initial)} gave a {type(data).__name__} for {name!r}: "
                 "it has to return a new dict each time it is called"
             )
-        return data
+        return dict(data)
 
     def unreadable(self, name: str) -> SessionDataError:
         return SessionDataError(

@@ -5,6 +5,7 @@ import enum
 import json
 import math
 import pickle
+import re
 import sys
 from collections import Counter, OrderedDict, defaultdict, namedtuple
 from decimal import Decimal
@@ -630,3 +631,23 @@ def test_any_change_of_what_is_stored_is_kept(stored, data):
     payload = encode(JSON, data, JSON.dumps(stored))
 
     assert same(JSON.loads(payload), data)
+
+
+@pytest.mark.parametrize(
+    ("content", "path"),
+    [(OrderedDict({1: "x"}), "session[1]"), (Counter(a=(2,)), "session['a']")],
+    ids=["key", "value"],
+)
+def test_what_initial_gives_is_kept_as_exactly(content, path):
+    """Also what is in a kind of dict that becomes a plain one, as every session does."""
+    handler = with_session(store={}, initial=lambda: content)(lambda update: None)
+    with pytest.raises(SessionDataError, match=re.escape(path)):
+        handler(SimpleNamespace(from_user=SimpleNamespace(id=1), chat=SimpleNamespace(id=1)))
+
+
+def test_initial_may_give_any_kind_of_dict():
+    handler = with_session(store={}, initial=lambda: OrderedDict(n=1))(
+        lambda update: update.session
+    )
+    update = SimpleNamespace(from_user=SimpleNamespace(id=1), chat=SimpleNamespace(id=1))
+    assert handler(update) == {"n": 1}
