@@ -83,16 +83,16 @@ class Backlogs:
     def _drop(self, key: LockKey) -> None:
         """Ctrl-C: nobody will come back to those in the line."""
         with self._mutex:
-            line = self._lines.pop(key)
+            line = self._lines.pop(key, None)
         if line:
             logger.warning("%d queued updates of %r are not handled", len(line), key)
 
     def _next(self, key: LockKey) -> _Call | None:
         with self._mutex:
-            line = self._lines[key]
+            line = self._lines.get(key)
             if line:
                 return line.popleft()
-            del self._lines[key]
+            self._lines.pop(key, None)  # in a forked child there is none
             return None
 
 

@@ -67,9 +67,9 @@ _CALLS = {
 
 def _takes(function: Callable[..., Any], arguments: int) -> bool:
     """Whether a function can be called with so many arguments, as far as its signature tells."""
-    try:
-        signature = inspect.signature(function)
-    except ValueError:  # some builtins have none
+    try:  # not that of what it wraps, which a decorator may give further arguments
+        signature = inspect.signature(function, follow_wrapped=False)
+    except Exception:  # some builtins have none, and some objects a strange one
         return True
     try:
         signature.bind(*[None] * arguments)

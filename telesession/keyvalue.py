@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import inspect
+import os
 import shelve
 import threading
 import time
@@ -11,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from telesession.errors import SessionDataError, SessionStoreError
+from telesession.forks import in_child
 from telesession.stores import Change, Payload, Store
 
 
@@ -61,7 +63,7 @@ class KeyValueStore(Store):
                 "telesession store, a mapping such as {}, or an object with get(key) and "
                 "set(key, value)"
             )
-        calls = get, put, getattr(store, "execute_command", None)  # that of Redis' clients
+        calls = get, put, getattr(type(store), "execute_command", None)  # that of Redis' clients
         if any(map(inspect.iscoroutinefunction, calls)):
             raise TypeError(
                 f"store={type(store).__name__} is asynchronous: telesession is for blocking bots, "
@@ -73,7 +75,11 @@ class KeyValueStore(Store):
         self._sync = store.sync if isinstance(store, shelve.Shelf) else None
         self._expire = expire
         self._clock = clock
-        self._mutex = _mutexes.setdefault(id(store), threading.Lock())
+        self._renew_mutex()
+        in_child(self, KeyValueStore._renew_mutex)
+
+    def _renew_mutex(self) -> None:
+        self._mutex = _mutexes.setdefault((os.getpid(), id(self.store)), threading.Lock())
 
     @property
     def identity(self) -> object:
@@ -178,8 +184,9 @@ def parse(text: str) -> tuple[float | None, Payload]:
 
 _BETTER = {"pymongo": "mongo.MongoStore(collection)", "sqlalchemy": "sql.SQLStore(engine)"}
 
-# By the identity of the object, which lives as long as a wrapper of it does.
-_mutexes: "weakref.WeakValueDictionary[int, threading.Lock]" = weakref.WeakValueDictionary()
+# By the identity of the object, which lives as long as a wrapper of it does; one in each process.
+_mutexes: "weakref.WeakValueDictionary[tuple[int, int], threading.Lock]"
+_mutexes = weakref.WeakValueDictionary()
 _wrapped: "weakref.WeakValueDictionary[int, KeyValueStore]" = weakref.WeakValueDictionary()
 
 

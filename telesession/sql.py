@@ -16,6 +16,7 @@ try:
 except ImportError as error:
     raise ImportError('SQLStore needs SQLAlchemy: pip install "telesession[sql]"') from error
 
+from telesession.forks import in_child
 from telesession.keyvalue import compose, parse
 from telesession.leases import Held, LeasingStore, foreign, identity
 from telesession.stores import Change, Payload
@@ -81,10 +82,15 @@ class SQLStore(LeasingStore):
         self._engine = engine.execution_options(**level)
         self._engine.hide_parameters = True  # sessions are not for logs, nor are tokens
         self._sql = _Statements(self.table, engine.dialect, self.lease)
-        # SQLite has one writer at a time: those of one process need not compete for the file
-        self._turn: Any = threading.Lock() if dialect == "sqlite" else contextlib.nullcontext()
+        self._renew_turn()
+        in_child(self, SQLStore._renew_turn)
         self._made = False
         self._purged = 0.0
+
+    def _renew_turn(self) -> None:
+        # SQLite has one writer at a time: those of one process need not compete for the file
+        alone = self.engine.dialect.name == "sqlite"
+        self._turn: Any = threading.Lock() if alone else contextlib.nullcontext()
 
     @property
     def identity(self) -> object:

@@ -4,6 +4,7 @@ import functools
 import inspect
 import json
 from datetime import timedelta
+from unittest.mock import Mock
 
 import pytest
 
@@ -164,6 +165,29 @@ def test_a_wrong_option_fails_at_decoration(option, value, kind, cure):
     """1.4 Misuse fails at decoration, with the option, the value and the cure in the message."""
     with says(kind, f"{option}={value!r}", cure):
         with_session(**{option: value})
+
+
+class Strange:
+    __signature__ = "none"
+
+    def __call__(self, *args):
+        return {}
+
+
+@functools.wraps(lambda database, *args: {})
+def injecting(*args):
+    """As a decorator makes of a function that takes one argument more."""
+    return {}
+
+
+@pytest.mark.parametrize(
+    "function",
+    [injecting, Strange(), Mock(), dict, functools.partial(max, 1)],
+    ids=["wrapped", "strange", "mock", "class", "partial"],
+)
+def test_what_may_be_called_is_taken(function):
+    """1.4 What its signature doesn't tell is seen when it is called."""
+    with_session(key=function, initial=function).when(function)
 
 
 @pytest.mark.parametrize("wrong", [*NO_TIMES, True, "60"])

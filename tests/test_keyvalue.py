@@ -660,9 +660,21 @@ class TestAsynchronous:
 
     def test_a_client_as_that_of_redis_at_decoration(self):
         """Its ``get`` and ``set`` don't show what they are."""
-        client = Client(get=awaitable, set=awaitable, execute_command=coroutine)
+
+        class Redis(Client):
+            execute_command = coroutine
+
         with pytest.raises(TypeError, match=REFUSED):
-            with_session(store=client)
+            with_session(store=Redis(get=awaitable, set=awaitable))
+
+    def test_an_object_with_attributes_of_its_own_making(self):
+        """What is not there is asked for nowhere but on its type."""
+
+        class Proxy(Client):
+            def __getattr__(self, name):
+                raise KeyError(name)
+
+        with_session(store=Proxy(get=print, set=print, put=print, delete=print))
 
     @pytest.mark.parametrize("make", [awaitable, Awaitable], ids=["coroutine", "awaitable"])
     def test_awaitables_from_get(self, make):

@@ -216,3 +216,35 @@ def test_what_a_forked_child_finds_locked(busy):
     command = [sys.executable, "-c", _FORK_INSIDE, busy]
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT)
     assert finished.stdout.split() == ["{}", "7"], finished.stderr
+
+
+_FORK_BESIDE = """
+import os, threading, time
+from telesession import with_session
+from tests.stores import message
+
+parent, inside = os.getpid(), threading.Event()
+
+class Slow(dict):
+    def get(self, key):
+        if os.getpid() == parent:
+            inside.set()
+            time.sleep(60)
+
+session = with_session(store=Slow())
+threading.Thread(target=session(print), args=[message(43)], daemon=True).start()
+inside.wait()
+child = os.fork()
+if child == 0:
+    session(lambda update: os._exit(7))(message())
+print(os.WEXITSTATUS(os.waitpid(child, 0)[1]), flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_fork_while_a_store_is_called():
+    """A store of one thread at a time has none in the child."""
+    command = [sys.executable, "-c", _FORK_BESIDE]
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT)
+    assert finished.stdout.split() == ["7"], finished.stderr
