@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from telesession.forks import in_child
+from telesession.forks import per_process
 from telesession.locks import LockKey, locks
 
 logger = logging.getLogger("telesession")
@@ -23,8 +23,7 @@ class Backlogs:
     """The lines: one for each session that a thread is handling queued updates of just now."""
 
     def __init__(self) -> None:
-        self._reset()
-        in_child(self, Backlogs._reset)
+        per_process(self, Backlogs._reset)
 
     def _reset(self) -> None:
         self._lines: dict[LockKey, deque[_Call]] = {}
@@ -54,13 +53,14 @@ class Backlogs:
             self._lines[key] = deque()
         result = failure = None
         try:
-            result = handler(*args, **kwargs)
-        except Exception as error:
-            failure = error
+            try:
+                result = handler(*args, **kwargs)
+            except Exception as error:
+                failure = error
+            self._work_off(key)  # not while handling the failure, which is none of theirs
         except BaseException:
             self._drop(key)
             raise
-        self._work_off(key)  # not while handling the failure, which is none of theirs
         if failure is not None:
             try:
                 raise failure
@@ -69,16 +69,12 @@ class Backlogs:
         return result
 
     def _work_off(self, key: LockKey) -> None:
-        try:
-            while call := self._next(key):
-                handler, args, kwargs, thread = call
-                try:
-                    handler(*args, **kwargs)
-                except Exception as error:
-                    _report(key, thread, error)
-        except BaseException:
-            self._drop(key)
-            raise
+        while call := self._next(key):
+            handler, args, kwargs, thread = call
+            try:
+                handler(*args, **kwargs)
+            except Exception as error:
+                _report(key, thread, error)
 
     def _drop(self, key: LockKey) -> None:
         """Ctrl-C: nobody will come back to those in the line."""

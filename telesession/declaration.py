@@ -176,7 +176,7 @@ class Declaration:
                 f"{kind(update)} with {type(error).__name__}. Have it return None for updates "
                 "that have no session, or take one of telesession.keys, which know all updates."
             ) from error
-        if type(key) is str and key:
+        if type(key) is int or (type(key) is str and key):
             return f"{self.attribute}:{key}"
         given = f"the key function {called(self._key)} gave {key!r} for {kind(update)}"
         return self._name_of(key, given)

@@ -8,8 +8,9 @@ from typing import Any
 _resets: "weakref.WeakKeyDictionary[Any, Callable[[Any], object]]" = weakref.WeakKeyDictionary()
 
 
-def in_child(owner: Any, reset: Callable[[Any], object]) -> None:
-    """Have ``reset(owner)`` called in every forked child, for as long as ``owner`` lives."""
+def per_process(owner: Any, reset: Callable[[Any], object]) -> None:
+    """Call ``reset(owner)`` now, and in every forked child for as long as ``owner`` lives."""
+    reset(owner)
     _resets[owner] = reset
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from telesession.errors import SessionDataError, SessionStoreError
-from telesession.forks import in_child
+from telesession.forks import per_process
 from telesession.stores import Change, Payload, Store
 
 
@@ -75,8 +75,7 @@ class KeyValueStore(Store):
         self._sync = store.sync if isinstance(store, shelve.Shelf) else None
         self._expire = expire
         self._clock = clock
-        self._renew_mutex()
-        in_child(self, KeyValueStore._renew_mutex)
+        per_process(self, KeyValueStore._renew_mutex)
 
     def _renew_mutex(self) -> None:
         self._mutex = _mutexes.setdefault((os.getpid(), id(self.store)), threading.Lock())

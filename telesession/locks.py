@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterable
 from typing import Protocol
 
 from telesession.errors import SessionBusy
-from telesession.forks import in_child
+from telesession.forks import per_process
 
 LockKey = str  # "<name of the session in its store>@<identity of the store>"
 
@@ -46,8 +46,7 @@ class Locks:
     """A table of locks, with an entry for each key that is in use just now."""
 
     def __init__(self) -> None:
-        self._reset()
-        in_child(self, Locks._reset)
+        per_process(self, Locks._reset)
 
     def _reset(self) -> None:
         self._holders: dict[LockKey, Holder] = {}

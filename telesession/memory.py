@@ -13,7 +13,7 @@ from typing import Any
 from cachetools import TTLCache
 
 from telesession.codecs import Codec
-from telesession.forks import in_child
+from telesession.forks import per_process
 from telesession.stores import Change, Payload, Store
 
 logger = logging.getLogger("telesession")
@@ -66,8 +66,7 @@ class MemoryStore(Store):
             raise ValueError(f"maxsize={maxsize!r} must be a positive number of sessions")
         self.maxsize = maxsize
         self._clock = clock
-        self._renew_mutex()
-        in_child(self, MemoryStore._renew_mutex)
+        per_process(self, MemoryStore._renew_mutex)
         self._entries: OrderedDict[str, _Entry] = OrderedDict()  # least recently used first
         self._forever = _Expiring(math.inf, clock, self._entries.pop)
         self._timed: dict[float, _Expiring] = {}  # by ttl; none of them empty

@@ -5,7 +5,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 
-from telesession.forks import in_child
+from telesession.forks import per_process
 
 logger = logging.getLogger("telesession")
 
@@ -25,8 +25,7 @@ class Patrol(ABC):
         self._name = name
         self._pause = pause
         self._patience = patience
-        self.reset()
-        in_child(self, type(self).reset)
+        per_process(self, type(self).reset)
 
     @abstractmethod
     def needed(self) -> bool:

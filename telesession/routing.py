@@ -11,7 +11,7 @@ import contextlib
 import functools
 import sys
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from types import FrameType
 from typing import Any
 
@@ -72,12 +72,11 @@ class Passed:
 
     def is_over(self) -> bool:
         """Whether pyTelegramBotAPI has left the update: no frame of the thread has it any more."""
-        frame = sys._current_frames().get(self._dispatcher)
-        while frame is not None:
-            if _is_telebot(frame) and any(one is self.update for one in frame.f_locals.values()):
-                return False
-            frame = frame.f_back
-        return True
+        return not any(
+            one is self.update
+            for frame in _of_telebot(sys._current_frames().get(self._dispatcher))
+            for one in frame.f_locals.values()
+        )
 
     def let_go(self) -> None:
         try:
@@ -88,10 +87,15 @@ class Passed:
 
 def is_dispatched() -> bool:
     """Whether it is pyTelegramBotAPI who called the handler, and may go on to another one."""
-    frame: FrameType | None = sys._getframe(3)
-    while frame is not None and not _is_telebot(frame):
+    return any(_of_telebot(sys._getframe(3)))
+
+
+def _of_telebot(frame: FrameType | None) -> Iterator[FrameType]:
+    """The frames of pyTelegramBotAPI among ``frame`` and those around it."""
+    while frame is not None:
+        if _is_telebot(frame):
+            yield frame
         frame = frame.f_back
-    return frame is not None
 
 
 def _is_telebot(frame: FrameType) -> bool:

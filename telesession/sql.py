@@ -16,7 +16,7 @@ try:
 except ImportError as error:
     raise ImportError('SQLStore needs SQLAlchemy: pip install "telesession[sql]"') from error
 
-from telesession.forks import in_child
+from telesession.forks import per_process
 from telesession.keyvalue import compose, parse
 from telesession.leases import Held, LeasingStore, foreign, identity
 from telesession.stores import Change, Payload
@@ -82,8 +82,7 @@ class SQLStore(LeasingStore):
         self._engine = engine.execution_options(**level)
         self._engine.hide_parameters = True  # sessions are not for logs, nor are tokens
         self._sql = _Statements(self.table, engine.dialect, self.lease)
-        self._renew_turn()
-        in_child(self, SQLStore._renew_turn)
+        per_process(self, SQLStore._renew_turn)
         self._made = False
         self._purged = 0.0
 
@@ -167,7 +166,7 @@ class SQLStore(LeasingStore):
                 connection.begin()
             if connection.dialect.name == "postgresql":
                 connection.connection.rollback()  # no round trip where none has begun
-            if connection.dialect.name == "sqlite":
+            elif connection.dialect.name == "sqlite":
                 begun = getattr(connection.connection.dbapi_connection, "in_transaction", False)
                 if begun:
                     connection.exec_driver_sql("ROLLBACK")

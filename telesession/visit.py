@@ -218,8 +218,9 @@ class Visit:
         """Join what visits of this thread have open; what remains in ``opened`` is ours to open."""
         for key in list(self.opened):
             host = locks.holder(key)
-            if host is self or not isinstance(host, Visit):  # whoever has a thread is a Visit
+            if host is self:
                 continue
+            assert isinstance(host, Visit)  # whoever is on a thread is one
             del self.opened[key]
             session = host.opened[key]
             property = session._declaration.attribute

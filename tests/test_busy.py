@@ -41,59 +41,57 @@ def entered(handler):
     return wait, inside, go_on
 
 
+def flood(bot, decorate, behind, body):
+    """Have messages come behind "first", which is inside, and then another user's, who is free.
+
+    Gives the texts of those that were handled without an error, in order.
+    """
+    handled = []
+    first, inside, go_on = entered(lambda message: None)
+
+    @bot.any_handler
+    @decorate
+    def handler(message):
+        if message.text == "first":
+            first(message)
+        body(message)
+        handled.append(message.text)
+
+    bot.feed([payload(text="first")])
+    assert inside.wait(TIMEOUT)  # or the other worker's update might get here first
+    bot.feed([*(payload(text=text) for text in behind), payload(43, "other")])
+    until(lambda: handled)
+    assert handled == ["other"]
+    go_on.set()
+    bot.run([])
+    return handled[1:]
+
+
 class TestQueue:
     def test_in_order_on_one_thread(self, queue):
         """A user who floods a slow handler holds one worker; the others are free at once."""
         bot = Bot(2)
-        seen = []
-        first, inside, go_on = entered(lambda message: None)
+        threads = []
+        behind = list(map(str, range(19)))
 
-        @bot.any_handler
-        @queue
-        def handler(message):
-            if message.text == "first":
-                first(message)
-            seen.append((message.text, threading.get_ident()))
+        def body(message):
+            threads.append(threading.get_ident())
             count(message)
 
-        flood = list(map(str, range(19)))
-        bot.feed([payload(text="first")])
-        assert inside.wait(TIMEOUT)  # or the other worker's update might get here first
-        bot.feed([*(payload(text=text) for text in flood), payload(43, "other")])
-        while not seen:
-            time.sleep(0.001)
-        assert seen[0][0] == "other"
-        go_on.set()
-        bot.run([])
-
+        assert flood(bot, queue, behind, body) == ["first", *behind]
         assert bot.errors == []
-        assert [text for text, _ in seen[1:]] == ["first", *flood]
-        assert len({thread for _, thread in seen[1:]}) == 1
+        assert len(set(threads[1:])) == 1
         with queue.open(key="42:42") as data:
             assert data == {"n": 20}
 
     def test_below_a_handler_that_is_not_for_it(self, store, queue):
         """What that one passes on is no handler that runs: there is a line all the same."""
         bot = Bot(2)
-        seen = []
-        first, inside, go_on = entered(lambda message: None)
         room = with_session(property="room", store=store)
         bot.any_handler(room.when(n=1)(pytest.fail))
 
-        @bot.any_handler
-        @queue
-        def handler(message):
-            if message.text == "first":
-                first(message)
-            seen.append(message.text)
-
-        bot.feed([payload(text="first")])
-        assert inside.wait(TIMEOUT)
-        bot.feed([payload(text="second"), payload(text="third"), payload(43, "other")])
-        until(lambda: seen == ["other"])
-        go_on.set()
-        bot.run([])
-        assert (seen, bot.errors) == (["other", "first", "second", "third"], [])
+        handled = flood(bot, queue, ["second", "third"], lambda message: None)
+        assert (handled, bot.errors) == (["first", "second", "third"], [])
 
     @pytest.mark.parametrize("threads", [2, 8])
     def test_nothing_is_lost(self, queue, threads):
@@ -116,28 +114,13 @@ class TestQueue:
     def test_an_error_stops_nobody(self, queue):
         """It reaches pyTelegramBotAPI's exception handling, and those behind go on."""
         bot = Bot(2)
-        first, inside, go_on = entered(lambda message: None)
-        done = []
 
-        @bot.any_handler
-        @queue
-        def handler(message):
-            if message.text == "first":
-                first(message)
+        def body(message):
             if message.text.startswith("bad"):
                 raise Failure(message.text)
-            done.append(message.text)
 
-        bot.feed([payload(text="first")])
-        assert inside.wait(TIMEOUT)
-        bot.feed([payload(text=text) for text in ("bad 1", "good 1", "bad 2", "good 2")])
-        bot.feed([payload(43, "other")])
-        while "other" not in done:
-            time.sleep(0.001)
-        go_on.set()
-        bot.run([])
-
-        assert done == ["other", "first", "good 1", "good 2"]
+        behind = ["bad 1", "good 1", "bad 2", "good 2"]
+        assert flood(bot, queue, behind, body) == ["first", "good 1", "good 2"]
         assert [str(error) for error in bot.errors] == ["bad 1", "bad 2"]
 
     def test_an_error_is_that_of_its_own_bot(self, queue):
@@ -164,32 +147,18 @@ class TestQueue:
 
     def test_an_exception_handler_that_fails(self, queue, caplog):
         """Those behind in the line are handled all the same."""
-        bot = Bot(2)
-        first, inside, go_on = entered(lambda message: None)
-        done = []
 
         class Errors(list):
             def append(self, error):
                 raise Failure("of the exception handler")
 
-        bot.errors = Errors()
-
-        @bot.any_handler
-        @queue
-        def handler(message):
-            if message.text == "first":
-                first(message)
+        def body(message):
             if message.text == "bad":
                 raise ValueError
-            done.append(message.text)
 
-        bot.feed([payload(text="first")])
-        assert inside.wait(TIMEOUT)
-        bot.feed([payload(text="bad"), payload(text="good"), payload(43, "other")])
-        until(lambda: done == ["other"])
-        go_on.set()
-        bot.run([])
-        assert done == ["other", "first", "good"]
+        bot = Bot(2)
+        bot.errors = Errors()
+        assert flood(bot, queue, ["bad", "good"], body) == ["first", "good"]
         assert "of the exception handler" in caplog.text
 
     def test_the_first_one_raises(self, queue):

@@ -180,6 +180,14 @@ def test_fork(request):
         assert content(store) == {"n": 3}
 
 
+def said_by(script, *arguments):
+    """The words that a process of its own prints."""
+    command = [sys.executable, "-c", script, *arguments]
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT)
+    print(finished.stderr)
+    return finished.stdout.split()
+
+
 _FORK_INSIDE = """
 import os, sys, threading, time
 from telesession import MemoryStore, with_session
@@ -213,9 +221,7 @@ os._exit(0)
 @pytest.mark.parametrize("busy", ["wait", "queue"])
 def test_what_a_forked_child_finds_locked(busy):
     """Nothing: handlers of its parent's threads never end there. And it joins none of them."""
-    command = [sys.executable, "-c", _FORK_INSIDE, busy]
-    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT)
-    assert finished.stdout.split() == ["{}", "7"], finished.stderr
+    assert said_by(_FORK_INSIDE, busy) == ["{}", "7"]
 
 
 _FORK_BESIDE = """
@@ -245,6 +251,4 @@ os._exit(0)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 def test_a_fork_while_a_store_is_called():
     """A store of one thread at a time has none in the child."""
-    command = [sys.executable, "-c", _FORK_BESIDE]
-    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT)
-    assert finished.stdout.split() == ["7"], finished.stderr
+    assert said_by(_FORK_BESIDE) == ["7"]
