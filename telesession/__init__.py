@@ -2,8 +2,8 @@
 
 from telesession import keys
 from telesession.codecs import JSON
-from telesession.data import Session
-from telesession.declaration import Declaration
+from telesession._session import Session
+from telesession.declaration import Declaration, with_session
 from telesession.errors import (
     SessionBusy,
     SessionClosed,
@@ -15,7 +15,6 @@ from telesession.errors import (
 )
 from telesession.keyvalue import KeyValueStore
 from telesession.memory import MemoryStore
-from telesession.session import with_session
 from telesession.stores import Store
 
 __all__ = [

@@ -2,7 +2,8 @@
 
 A key function takes the update that the handler gets and returns a `str` or an `int`, or `None`
 for "no session here". Those below find user and chat wherever an update type of the Bot API
-keeps them; anything with the same attributes will do, so they need no import of `telebot`.
+keeps them; anything with the same attributes will do, so they need no import of `telebot`. What a
+session of another property put on the update is no part of it: a session may be called ``user``.
 
 Chats that share an id are told apart: a chat of a business account is keyed
 ``"<chat id>@<business connection id>"`` and the chat of a guest query ``"<chat id>@guest"``, since
@@ -10,6 +11,9 @@ the ids of both coincide with those of chats that the bot itself is in.
 """
 
 from typing import Any, TypeAlias
+
+from telesession._session import NoSession
+from telesession.errors import SessionUnavailable
 
 Key: TypeAlias = str | int | None
 
@@ -19,31 +23,63 @@ _ANONYMOUS_ADMIN = 1087968824  # @GroupAnonymousBot, the user that stands in for
 def user(update: Any) -> int | None:
     """The id of the user who caused the update, in whatever chat; `None` where there is none.
 
-    Who writes, votes or reacts as a chat (a channel, an anonymous admin) is keyed by that chat's
-    id, since Telegram sends the same stand-in user for all of them, or none.
+    That is ``from_user`` or ``user``: who wrote, clicked, asked, paid, voted, reacted, or changed
+    a member's status; of a boost, ``source.user``.
+
+    In a private chat the user is the chat, whoever wrote the message: one that the bot sent,
+    such as ``call.message``, is part of that user's session. Elsewhere, a message that a bot wrote
+    names no user: of those who may have clicked on it, only the call knows which one did. What a
+    bot wrote for a business account is that account's.
+
+    Who writes, votes or reacts as a chat (``sender_chat``, ``voter_chat``, ``actor_chat``: a
+    channel, an anonymous admin) is keyed by that chat's id, since Telegram sends the same stand-in
+    user for all of them, or none. A channel post without ``from_user`` names no user.
+
+    >>> from types import SimpleNamespace as Any
+    >>> bot, group = Any(id=7, is_bot=True), Any(id=-100, type="supergroup")
+    >>> message = Any(from_user=bot, chat=group)
+    >>> click = Any(from_user=Any(id=42, is_bot=False), message=message)
+    >>> user(click), user(message)
+    (42, None)
+    >>> user(Any(from_user=bot, chat=Any(id=42, type="private")))
+    42
     """
-    who = getattr(update, "from_user", None) or getattr(update, "user", None)
-    mask = getattr(update, "voter_chat", None) or getattr(update, "actor_chat", None)
-    if who is not None and mask is None:
-        anonymous = who.id == _ANONYMOUS_ADMIN
-        mask = getattr(update, "chat" if anonymous else "sender_chat", None)
-    if (mask or who) is not None:
-        return (mask or who).id  # type: ignore[union-attr, no-any-return]
-    source = getattr(getattr(update, "boost", update), "source", None)
-    if getattr(source, "user", None) is not None:
-        return source.user.id  # type: ignore[union-attr, no-any-return]
-    home = getattr(update, "chat", None)
+    try:  # most updates are plain messages
+        if not (update.business_connection_id or update.sender_chat or update.guest_query_id):
+            if update.chat.type == "private":
+                return update.chat.id  # type: ignore[no-any-return]
+            if not update.from_user.is_bot:
+                return update.from_user.id  # type: ignore[no-any-return]
+    except (AttributeError, SessionUnavailable):
+        pass
+    home = _sent(update, "chat")
     if getattr(home, "type", None) == "private" and not _elsewhere(update):
-        return home.id  # type: ignore[union-attr, no-any-return]
-    return None
+        return home.id  # type: ignore[no-any-return]
+    if _is_inaccessible(update):
+        return None
+    who = _sent(update, "from_user") or _sent(update, "user")
+    mask = _sent(update, "voter_chat") or _sent(update, "actor_chat")
+    if who is None and mask is None:
+        who = getattr(_sent(_sent(update, "boost", update), "source"), "user", None)
+    elif home is not None and mask is None:
+        mask = home if who.id == _ANONYMOUS_ADMIN else _sent(update, "sender_chat")
+        if mask is None and _bot_wrote(update, who):
+            return None
+    found = mask or who
+    return None if found is None else found.id
 
 
 def chat(update: Any) -> int | str | None:
-    """The id of the chat in which the update happened, for all its users; else `None`."""
+    """The id of the chat in which the update happened, for all its users; else `None`.
+
+    That is ``chat``; of a click, ``message.chat``, which a message sent in inline mode doesn't
+    have; of a business connection, ``user_chat_id``. Inline queries, payments and poll answers
+    tell no chat.
+    """
     place = _place(update)
-    home = getattr(place, "chat", None)
+    home = _sent(place, "chat")
     if home is None:
-        return getattr(update, "user_chat_id", None)
+        return _sent(update, "user_chat_id")  # type: ignore[no-any-return]
     elsewhere = _elsewhere(place)
     return f"{home.id}@{elsewhere}" if elsewhere else home.id
 
@@ -51,16 +87,21 @@ def chat(update: Any) -> int | str | None:
 def topic(update: Any) -> int | str | None:
     """``"<chat id>:<topic id>"`` in a topic, of a forum or of a channel's direct messages.
 
-    Elsewhere as `chat`. A reply thread in an ordinary group has a thread id too, but is no topic.
+    Elsewhere as `chat`. The topic is ``message_thread_id``, or ``direct_messages_topic``. A reply
+    thread in an ordinary group has a thread id too, but is no topic (``is_topic_message``).
+
+    >>> from types import SimpleNamespace as Any
+    >>> topic(Any(chat=Any(id=-100), message_thread_id=5, is_topic_message=True))
+    '-100:5'
     """
     where = chat(update)
     place = _place(update)
-    if type(place).__name__ == "InaccessibleMessage":
+    if _is_inaccessible(place):
         return where  # it has no topic, and would log a warning for each question
-    thread = getattr(place, "message_thread_id", None)
-    if not getattr(place, "is_topic_message", True):
+    thread = _sent(place, "message_thread_id")
+    if not _sent(place, "is_topic_message", True):
         thread = None
-    direct = getattr(place, "direct_messages_topic", None)
+    direct = _sent(place, "direct_messages_topic")
     if direct is not None:
         thread = direct.topic_id
     return where if where is None or thread is None else f"{where}:{thread}"
@@ -69,36 +110,103 @@ def topic(update: Any) -> int | str | None:
 def user_chat(update: Any) -> str | None:
     """``"<user id>:<chat id>"`` where the update has both, else `None`. The default.
 
-    >>> from types import SimpleNamespace as Update
-    >>> user_chat(Update(from_user=Update(id=42), chat=Update(id=99)))
+    >>> from types import SimpleNamespace as Any
+    >>> user_chat(Any(from_user=Any(id=42), chat=Any(id=99)))
     '42:99'
     """
-    try:  # most updates are plain messages, and this is a third of the time
-        if not (update.sender_chat or update.business_connection_id or update.guest_query_id):
-            return f"{update.from_user.id}:{update.chat.id}"
-    except AttributeError:
+    try:  # most updates are plain messages, and this is a quarter of the time
+        if not (update.business_connection_id or update.sender_chat or update.guest_query_id):
+            home = update.chat
+            if home.type == "private":
+                return f"{home.id}:{home.id}"
+            who = update.from_user
+            if not who.is_bot:
+                return f"{who.id}:{home.id}"
+    except (AttributeError, SessionUnavailable):
         pass
-    who = user(update)
-    where = chat(update)
-    return None if who is None or where is None else f"{who}:{where}"
+    return _pair(user(update), chat(update))
+
+
+def user_topic(update: Any) -> str | None:
+    """``"<user id>:<chat id>:<topic id>"`` in a topic, and elsewhere as `user_chat`.
+
+    >>> from types import SimpleNamespace as Any
+    >>> user_topic(Any(from_user=Any(id=42), chat=Any(id=-100), message_thread_id=5))
+    '42:-100:5'
+    """
+    return _pair(user(update), topic(update))
 
 
 def user_chat_inline(update: Any) -> str | None:
     """As `user_chat`, and an inline query from the private chat with the bot shares its session.
 
-    Telegram marks such a query with the chat type ``"sender"``. The idea is Opengram's.
+    Telegram marks such a query with the ``chat_type`` ``"sender"``. The idea is Opengram's.
+
+    >>> from types import SimpleNamespace as Any
+    >>> user_chat_inline(Any(from_user=Any(id=42), chat_type="sender"))
+    '42:42'
     """
     if getattr(update, "chat_type", None) == "sender":
         return f"{update.from_user.id}:{update.from_user.id}"
     return user_chat(update)
 
 
+def everyone(update: Any) -> str:
+    """One session for the whole bot, for every update: also for those that name nobody.
+
+    Handlers that have it run one at a time, whoever their updates are from.
+
+    >>> everyone(object())
+    'everyone'
+    """
+    return "everyone"
+
+
+def written_by_bot(update: Any) -> bool:
+    """Whether no user is named since a bot wrote the message, as it did `call.message`.
+
+    What to do about it: hand on the call, as in ``menu(call)``, or ``open(key=...)``. A message
+    that is not accessible any more is known from a call only, and of those that have no writer
+    (channel posts) only a bot's have buttons.
+    """
+    if user(update) is not None:
+        return False
+    if _is_inaccessible(update):
+        return True
+    writer = _sent(update, "from_user")
+    if writer is not None:
+        return _bot_wrote(update, writer)
+    return _sent(update, "chat") is not None and _sent(update, "reply_markup") is not None
+
+
+def _bot_wrote(update: Any, writer: Any) -> bool:
+    """Whether it is a message that a bot wrote: one that clicks or bans writes none."""
+    if getattr(writer, "is_bot", None) is not True:
+        return False
+    return _sent(update, "chat") is not None and _sent(update, "old_chat_member") is None
+
+
+def _is_inaccessible(update: Any) -> bool:
+    """Whether it is a message of which only the chat is left; it warns when asked for more."""
+    return type(update).__name__ == "InaccessibleMessage"
+
+
 def _place(update: Any) -> Any:
     """What knows the chat: the update, or the message under which a button was clicked."""
-    return getattr(update, "message", None) or update
+    return _sent(update, "message") or update
 
 
 def _elsewhere(place: Any) -> str | None:
-    if getattr(place, "guest_query_id", None):
+    if _sent(place, "guest_query_id"):
         return "guest"
-    return getattr(place, "business_connection_id", None)
+    return _sent(place, "business_connection_id")  # type: ignore[no-any-return]
+
+
+def _pair(who: int | None, where: int | str | None) -> str | None:
+    return None if who is None or where is None else f"{who}:{where}"
+
+
+def _sent(update: Any, name: str, default: Any = None) -> Any:
+    """An attribute as Telegram sent it. A session of that name on the update is none."""
+    value = getattr(update, name, default)
+    return default if value is not None and isinstance(value, (dict, NoSession)) else value

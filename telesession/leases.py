@@ -19,6 +19,7 @@ that its server has to carry out atomically.
 """
 
 import contextlib
+import itertools
 import logging
 import random
 import secrets
@@ -29,7 +30,8 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
-from telesession.checks import called, checked_seconds
+from telesession._workers import stand_in
+from telesession._checks import called, checked_seconds
 from telesession.errors import SessionBusy, SessionDataError, SessionLost
 from telesession.patrol import Patrol
 from telesession.stores import Change, Payload, Store
@@ -50,9 +52,9 @@ class Held(Exception):
 
 
 class Lease:
-    """The sessions of one update, as leased; the names are in the order of `Store.open`."""
+    """The sessions that one update has leased; it may come to have more of them."""
 
-    __slots__ = ("groups", "payloads", "renewed", "token")
+    __slots__ = ("__weakref__", "groups", "over", "payloads", "renewed", "token", "written")
 
     def __init__(
         self,
@@ -63,8 +65,11 @@ class Lease:
     ) -> None:
         self.groups = groups
         self.token = token
-        self.payloads = payloads
+        self.payloads = payloads  #: what was stored when they were opened
         self.renewed = renewed  #: when it was last known to be ours, by `time.monotonic`
+        self.over = False  #: whether nothing is left to be done for it
+        #: what is to be taken back of a commit that fails
+        self.written: list[tuple[Sequence[str], list[Change]]] = []
 
 
 class LeasingStore(Store):
@@ -80,7 +85,10 @@ class LeasingStore(Store):
 
     Where the server can only handle some sessions in one step, `groups` tells which; where it can
     tell that a session became free, `wait` listens to it. Errors of the client are raised as they
-    are: the caller gets them as the cause of a `SessionStoreError`.
+    are: the caller gets them as the cause of a `SessionStoreError`, and what is leased runs out.
+
+    `open` adds to a lease that it is given: one `commit` then writes all its sessions. `commit` may
+    be called once more, with no changes, after an exception came out of it or instead of it.
 
     Args:
         lease: seconds after which a session is free again if its process died, or stalled. It is
@@ -133,39 +141,45 @@ class LeasingStore(Store):
         pause = min(_LONGEST_POLL, 0.002 + waited / 4)
         time.sleep(min(limit, pause * random.uniform(0.5, 1.5)))
 
-    def open(self, names: Sequence[str], timeout: float) -> tuple[Lease, list[Payload | None]]:
-        token = secrets.token_hex(8)
+    def open(
+        self, names: Sequence[str], timeout: float, lease: Lease | None = None
+    ) -> tuple[Lease, list[Payload | None]]:
+        token = secrets.token_hex(8) if lease is None else lease.token
         groups = self.groups(names)
-        start = asked = time.monotonic()
-        while True:
-            try:
-                found = self._acquire(groups, token, asked - start)
-                break
-            except Held as held:
-                name = held.name
-            waited = time.monotonic() - start
-            if waited >= timeout:
-                raise SessionBusy(
-                    f"{name!r} was in use by another process for as long as lock_timeout allows. "
-                    "Make its handler quicker, or give with_session a longer lock_timeout. If "
-                    f"that process died, the session is free again in {self.lease:g} seconds."
-                )
-            self.wait(name, timeout - waited, waited)
-            asked = time.monotonic()
-        lease = Lease(groups, token, found, asked)
-        self._renewer.watch(lease)
+        found, asked = self._obtain(groups, token, timeout)
+        if lease is None:
+            lease = Lease(groups, token, found, asked)
+            self._renewer.watch(lease)
+        else:
+            lease.payloads.update(found)  # first, since an interrupt may come in between
+            lease.groups = self.groups([*itertools.chain(*lease.groups), *names])
+            lease.renewed = min(lease.renewed, asked)
         return lease, [found[name] for name in names]
 
     def commit(self, lease: Lease, changes: Sequence[Change]) -> None:
         self._renewer.forget(lease)
+        if lease.over:
+            return
+        kept = False
         try:
-            kept = self._write(lease, changes)
+            if not lease.written:  # else it is being taken back, and an interrupt came
+                kept = self._write(lease, changes)
+        except Exception:
+            # The client failed, and is not asked once more, which may take as long again: what is
+            # still leased runs out. Only where a part may have been written, that is taken back.
+            try:
+                if lease.written and len(lease.written[-1][1]) < len(changes):
+                    self._take_back(lease)
+            finally:
+                lease.over = True
+            raise
         except BaseException:
-            self._release(lease.groups, lease.token)
+            self._give_up(lease)
             raise
         if kept:
+            lease.over = True
             return
-        self._release(lease.groups, lease.token)  # there may be some that are not lost
+        self._give_up(lease)
         if changes:
             names = ", ".join(repr(name) for name, _, _ in changes)
             raise SessionLost(
@@ -174,6 +188,33 @@ class LeasingStore(Store):
                 "others may have used it. Handle the update again, or give the store a longer "
                 "lease."
             )
+
+    def _obtain(
+        self, groups: Sequence[Sequence[str]], token: str, timeout: float
+    ) -> tuple[dict[str, Payload | None], float]:
+        """Lease them, when others have let go; what is stored, and when it was asked for."""
+        start = time.monotonic()
+        try:
+            return self._acquire(groups, token, 0.0), start
+        except Held as held:
+            name = held.name
+        # who can't wait needs nobody to stand in
+        with stand_in() if timeout > 0 else contextlib.nullcontext():
+            while True:
+                waited = time.monotonic() - start
+                if waited >= timeout:
+                    break
+                self.wait(name, timeout - waited, waited)
+                asked = time.monotonic()
+                try:
+                    return self._acquire(groups, token, asked - start), asked
+                except Held as held:
+                    name = held.name
+        raise SessionBusy(
+            f"{name!r} was in use by another process for as long as lock_timeout allows. "
+            "Make its handler quicker, or give with_session a longer lock_timeout. If "
+            f"that process died, the session is free again in {self.lease:g} seconds."
+        )
 
     def _acquire(
         self, groups: Sequence[Sequence[str]], token: str, waited: float
@@ -191,31 +232,35 @@ class LeasingStore(Store):
         return found
 
     def _write(self, lease: Lease, changes: Sequence[Change]) -> bool:
+        """Write and let go; `False` if a lease is over. May leave something to take back."""
         if len(lease.groups) == 1:
             return self.write(lease.groups[0], lease.token, changes)
-        written: list[tuple[Sequence[str], list[Change]]] = []
-        kept = False
-        try:
-            for names in lease.groups:
-                mine = [change for change in changes if change[0] in names]
-                written.append((names, mine))  # even if it fails, since it may have done it before
-                if not self.write(names, lease.token, mine, release=False):
-                    return False
-            kept = True
-        finally:
-            if not kept:
-                for names, mine in written:
-                    before = [(name, lease.payloads[name], ttl) for name, _, ttl in mine]
-                    with contextlib.suppress(Exception):
-                        if before:
-                            self.write(names, lease.token, before, release=False)
+        for names in lease.groups:
+            mine = [change for change in changes if change[0] in names]
+            lease.written.append((names, mine))  # before, since it may fail after it was done
+            if not self.write(names, lease.token, mine, release=False):
+                return False
+        lease.written = []
         self._release(lease.groups, lease.token)
         return True
 
+    def _take_back(self, lease: Lease) -> None:
+        """Write what was stored before, and let go of that, as far as the server answers."""
+        for names, changes in lease.written:
+            before = [(name, lease.payloads[name], ttl) for name, _, ttl in changes]
+            with contextlib.suppress(Exception):
+                if before:
+                    self.write(names, lease.token, before)
+
+    def _give_up(self, lease: Lease) -> None:
+        self._take_back(lease)
+        self._release(lease.groups, lease.token)
+        lease.over = True
+
     def _release(self, groups: Sequence[Sequence[str]], token: str) -> None:
         """Let go without writing, as far as the server answers; what it doesn't hear runs out."""
-        for names in groups:
-            with contextlib.suppress(Exception):
+        with contextlib.suppress(Exception):
+            for names in groups:
                 if not self.write(names, token, ()) and len(names) > 1:
                     for name in names:  # one of them is lost, the others are not
                         self.write([name], token, ())
@@ -225,7 +270,8 @@ class _Renewer(Patrol):
     """Renews the leases of handlers that take long.
 
     It looks at the leases six times in their duration and renews those that are a third of it
-    old: of those that end sooner it never tells the server. It ends with its store.
+    old: of those that end sooner it never tells the server. A lease that nobody has any more,
+    since Ctrl-C came before its handler had it, runs out. The thread ends with its store.
     """
 
     def __init__(self, store: LeasingStore) -> None:
@@ -235,21 +281,24 @@ class _Renewer(Patrol):
 
     def reset(self) -> None:
         super().reset()
-        self._held: dict[Lease, None] = {}
+        self._held: dict[str, weakref.ref[Lease]] = {}  # by their tokens
 
     def watch(self, lease: Lease) -> None:
-        self._held[lease] = None
+        self._held[lease.token] = weakref.ref(lease)
         self.start()
 
     def forget(self, lease: Lease) -> None:
-        self._held.pop(lease, None)
+        self._held.pop(lease.token, None)
 
     def needed(self) -> bool:
         return bool(self._held)
 
     def look(self) -> bool:
-        for lease in list(self._held):
-            if lease in self._held and time.monotonic() - lease.renewed >= self._lease / 3:
+        for token, held in list(self._held.items()):  # of one go: others come meanwhile
+            lease = held()
+            if lease is None:
+                self._held.pop(token, None)
+            elif token in self._held and time.monotonic() - lease.renewed >= self._lease / 3:
                 self._renew(lease)
         return self._store() is not None
 
@@ -261,20 +310,22 @@ class _Renewer(Patrol):
 
     def _renew(self, lease: Lease) -> None:
         store = self._store()
+        groups = lease.groups
         start = time.monotonic()
         try:
-            if store and all(store.renew(names, lease.token) for names in lease.groups):
-                lease.renewed = start
+            if store and all(store.renew(names, lease.token) for names in groups):
+                if groups is lease.groups:  # else it has more by now, which may be older
+                    lease.renewed = start
             else:
                 self.forget(lease)  # too late; saving will be refused
         except Exception as error:
-            if lease not in self._held:
+            if lease.token not in self._held:
                 return  # its handler has ended meanwhile
             logger.warning(
                 "%r failed to renew the lease of %s with %s. The handler goes on; unless a later "
                 "try succeeds, saving will be refused.",
                 store,
-                ", ".join(map(repr, lease.payloads)),
+                ", ".join(map(repr, itertools.chain(*groups))),
                 called(type(error)),
             )
 

@@ -1,12 +1,13 @@
 """`MongoStore`: sessions in a MongoDB collection, safe for many processes, over pymongo."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
 try:
     import bson
-    from pymongo import ReturnDocument
+    from pymongo import ReadPreference, ReturnDocument
     from pymongo.collection import Collection
     from pymongo.errors import DuplicateKeyError
 except ImportError as error:
@@ -16,6 +17,7 @@ from telesession.codecs import JSON
 from telesession.leases import Held, LeasingStore, foreign, identity, milliseconds
 from telesession.stores import Change, Payload
 
+_PAGE = 1000  # names that are read at once
 _DEEPEST = 50  # levels of a document, of which MongoDB allows a hundred
 
 
@@ -59,7 +61,8 @@ class MongoStore(LeasingStore):
             )
         self.collection = collection
         self._documents: Collection[dict[str, Any]] = collection.with_options(
-            codec_options=bson.CodecOptions(document_class=dict)
+            codec_options=bson.CodecOptions(document_class=dict),
+            read_preference=ReadPreference.PRIMARY,
         )
         self._identity = identity(collection.database.client, collection.full_name)
         self._indexed = False
@@ -81,9 +84,9 @@ class MongoStore(LeasingStore):
             self._documents.create_index("delete_at", expireAfterSeconds=0)
             self._indexed = True
         free = {"$or": [{"$eq": ["$lease.token", token]}, _is_over("$lease.until")]}
-        expired = {"$and": [_has("$expires"), _is_over("$expires")]}
         content = {
-            field: {"$cond": [expired, "$$REMOVE", f"${field}"]} for field in ("session", "expires")
+            field: {"$cond": [_EXPIRED, "$$REMOVE", f"${field}"]}
+            for field in ("session", "expires")
         }
         lease = {"lease": {"token": token, "until": self._until}}
         try:
@@ -120,6 +123,30 @@ class MongoStore(LeasingStore):
             return True
         return bool(self._documents.delete_one(mine).deleted_count)
 
+    def names(self, prefix: str) -> Iterator[str]:
+        """The names of the stored sessions that begin with ``prefix``, each once."""
+        name = {"$regex": "^" + re.escape(prefix)}
+        while True:
+            page = [
+                found["_id"]
+                for found in self._documents.find(
+                    {"_id": name, **_THERE},
+                    {"_id": 1},
+                    sort=[("_id", 1)],
+                    limit=_PAGE,
+                    batch_size=_PAGE,  # no cursor stays open
+                )
+            ]
+            yield from page
+            if len(page) < _PAGE:
+                return
+            name["$gt"] = page[-1]
+
+    def peek(self, name: str) -> Payload | None:
+        """What is stored of a session, without a lease."""
+        found = self._documents.find_one({"_id": name, **_THERE}, {"session": 1})
+        return None if found is None else _payload(name, found.get("session"))
+
     def _update(self, where: dict[str, Any], values: dict[str, Any]) -> bool:
         return bool(self._documents.update_one(where, [{"$set": values}, _DELETE_AT]).matched_count)
 
@@ -137,6 +164,9 @@ def _mine(name: str, token: str) -> dict[str, Any]:
     return {"_id": name, "lease.token": token, "$expr": {"$not": [_is_over("$lease.until")]}}
 
 
+_EXPIRED = {"$and": [_has("$expires"), _is_over("$expires")]}
+#: Of documents with a session that can be read.
+_THERE: dict[str, Any] = {"session": {"$exists": True}, "$expr": {"$not": [_EXPIRED]}}
 _RELEASED: dict[str, Any] = {"lease": "$$REMOVE"}
 _FOR_GOOD = {"$and": [_has("$session"), {"$not": [_has("$expires")]}]}
 _LATER = {"$toDate": {"$max": [{"$toLong": "$expires"}, {"$toLong": "$lease.until"}]}}

@@ -5,7 +5,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 
-from telesession.forks import per_process
+from telesession._forks import per_process
 
 logger = logging.getLogger("telesession")
 

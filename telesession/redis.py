@@ -1,9 +1,12 @@
 """`RedisStore`: sessions on a Redis or Valkey server or cluster, safe for many processes."""
 
+import contextlib
+import functools
 import hashlib
 import inspect
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from importlib import resources
 from typing import Any
@@ -13,6 +16,8 @@ from telesession.leases import Held, LeasingStore, foreign, identity, millisecon
 from telesession.stores import Change, Payload
 
 _LONGEST_WAIT = 0.2  # seconds to wait to be woken; a holder that died wakes nobody
+_PAGE = 1000  # keys that the server looks at in one go
+_RECENT = 5000  # names that are known again if the server repeats them
 
 
 class _Script:
@@ -88,17 +93,11 @@ class RedisStore(LeasingStore):
 
     def acquire(self, names: Sequence[str], token: str, waited: float) -> Sequence[Payload | None]:
         keys = [key for name in names for key in (self._data(name), self._lease(name))]
-        try:
+        with _reading(names):
             found = self._call(_ACQUIRE, keys, token, self._milliseconds, int(waited > 0))
             if isinstance(found, int):
                 raise Held(names[found - 1])
-            return [None if one is None else _payload(one) for one in found]
-        except UnicodeEncodeError:  # a name that no client can send
-            raise
-        except ValueError as error:  # no UTF-8, for one; some clients decode it themselves
-            raise foreign(
-                names, "the server", "Give RedisStore a prefix of its own, or delete the key."
-            ) from error
+            return [_payload(one) for one in found]
 
     def renew(self, names: Sequence[str], token: str) -> bool:
         keys = [self._lease(name) for name in names]
@@ -128,6 +127,57 @@ class RedisStore(LeasingStore):
         if self.client.blpop([self._wake(name)], timeout=limit) is None:
             time.sleep(0.001)  # else others never get the connection, where a pool has too few
 
+    def names(self, prefix: str) -> Iterator[str]:
+        """The names of the stored sessions that begin with ``prefix``.
+
+        Each comes once, but for those that are moved to another server of a cluster meanwhile.
+        """
+        # the brace at the end leaves out leases and wake lists
+        pattern = re.sub(r"[*?\[\]\\]", r"\\\g<0>", f"{self.prefix}{{{prefix}") + "*}"
+        # A server repeats keys when its table has shrunk. It reads a table in such an order that
+        # what is in one place of a smaller table was read at one time, so that it is enough to
+        # remember the latest.
+        recent: set[str] = set()
+        earlier: set[str] = set()
+        for key in self._scan(pattern):
+            try:
+                name = key.decode()[len(self.prefix) + 1 : -1]
+            except UnicodeDecodeError:  # not ours
+                continue
+            if name in recent or name in earlier:
+                continue
+            if len(recent) == _RECENT:
+                recent, earlier = set(), recent
+            recent.add(name)
+            yield name
+
+    def peek(self, name: str) -> Payload | None:
+        """What is stored of a session, without a lease."""
+        key = self._data(name)
+        # a cluster's client may be set to read from replicas, which are late
+        where = {} if self._slot is None else {"target_nodes": self.client.get_node_from_key(key)}
+        with _reading([name]):
+            return _payload(self.client.execute_command("GET", key, **where))
+
+    def _scan(self, pattern: str) -> Iterator[bytes]:
+        """The keys, of one server of a cluster after the other."""
+        scan: Callable[..., Any] = functools.partial(
+            self.client.scan, match=pattern, count=_PAGE, NEVER_DECODE=True
+        )
+        cursor: Any
+        if self._slot is None:
+            cursor = None
+            while cursor != 0:
+                cursor, keys = scan(cursor or 0)
+                yield from keys
+            return
+        for node in self.client.get_primaries():
+            cursor = None
+            while cursor != 0:
+                cursors, keys = scan(cursor or 0, target_nodes=node)
+                cursor = cursors[node.name]
+                yield from keys
+
     def _data(self, name: str) -> str:
         return f"{self.prefix}{{{name}}}"
 
@@ -146,5 +196,19 @@ class RedisStore(LeasingStore):
         return self.client.eval(script.text, len(keys), *keys, *arguments)
 
 
-def _payload(found: str | bytes) -> Payload:
+@contextlib.contextmanager
+def _reading(names: Sequence[str]) -> Iterator[None]:
+    try:
+        yield
+    except UnicodeEncodeError:  # a name that no client can send
+        raise
+    except ValueError as error:  # no UTF-8, for one; some clients decode it themselves
+        raise foreign(
+            names, "the server", "Give RedisStore a prefix of its own, or delete the key."
+        ) from error
+
+
+def _payload(found: str | bytes | None) -> Payload | None:
+    if found is None:
+        return None
     return parse(found if isinstance(found, str) else found.decode())[1]

@@ -16,7 +16,7 @@ try:
 except ImportError as error:
     raise ImportError('SQLStore needs SQLAlchemy: pip install "telesession[sql]"') from error
 
-from telesession.forks import per_process
+from telesession._forks import per_process
 from telesession.keyvalue import compose, parse
 from telesession.leases import Held, LeasingStore, foreign, identity
 from telesession.stores import Change, Payload
@@ -24,6 +24,7 @@ from telesession.stores import Change, Payload
 logger = logging.getLogger("telesession")
 
 _PURGE_LIMIT = 900  # rows that one update removes at the most; some SQLite takes no 1000 names
+_PAGE = 1000  # rows that one statement looks at for their names
 _PURGE_INTERVAL = 1.0  # seconds, unless the last one found more rows than that
 _ATTEMPTS = 5  # to write while other transactions are in the way
 
@@ -155,6 +156,25 @@ class SQLStore(LeasingStore):
         if release:
             self._purge()
         return done
+
+    def names(self, prefix: str) -> Iterator[str]:
+        """The names of the stored sessions that begin with ``prefix``, each once."""
+        values = {"prefix": prefix, "length": self._sql.length(prefix), "last": ""}
+
+        def run(connection: sa.Connection) -> Sequence[Any]:
+            return connection.execute(self._sql.page, values).all()
+
+        while page := self._run(run, one=True):
+            yield from (row.name for row in page if row.asked)
+            values["last"] = page[-1].name
+
+    def peek(self, name: str) -> Payload | None:
+        """What is stored of a session, without a lease."""
+
+        def run(connection: sa.Connection) -> Any:
+            return connection.execute(self._sql.peek, {"key": name}).scalar()
+
+        return _payload(name, self._run(run, one=True))
 
     @contextlib.contextmanager
     def _connect(self) -> Iterator[sa.Connection]:
@@ -352,6 +372,31 @@ class _Statements:
         self.save_and_keep = update.values(**content)
         self.empty = update.values(payload=None, expires=t.leased_until)
         self.delete = sa.delete(table).where(mine)
+
+        there = t.payload.is_not(None) & (t.expires.is_(None) | (t.expires > now))
+        self.peek = sa.select(t.payload).where((t.name == key) & there)
+        # MySQL has names as bytes, others as text
+        self.length: Callable[[str], int] = (
+            (lambda prefix: len(prefix.encode())) if _is_mysql(dialect.name) else len
+        )
+        begin = sa.func.substr(t.name, 1, sa.bindparam("length", type_=sa.Integer), type_=_Name)
+        prefix = sa.bindparam("prefix", type_=_Name)
+        asked = sa.case(((begin == prefix) & there, 1), else_=0).label("asked")
+        #: The names that are asked for among the next rows by the database's own order, and the
+        #: last one in any case. Rows are chosen after they are limited, or the planner may well
+        #: read and sort the whole table for every page.
+        page = (
+            sa.select(t.name, asked)
+            .where(t.name > sa.bindparam("last", type_=_Name))
+            .order_by(t.name)
+            .limit(_PAGE)
+            .cte("page")
+        )
+        last = sa.select(sa.func.max(page.c.name)).scalar_subquery()
+        self.page = (
+            sa.select(page).where((page.c.asked == 1) | (page.c.name == last)).order_by(page.c.name)
+        )
+
         # one of the two, by whether anything is stored
         self.release = (
             update.where(t.payload.is_not(None)).values(**released),

@@ -4,10 +4,11 @@
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
 from telesession.codecs import JSON, Codec
+from telesession.errors import SessionStoreError
 
 #: What a codec made of a session.
 Payload: TypeAlias = str | bytes
@@ -35,28 +36,62 @@ class Store(ABC):
     #: Used by declarations that name no codec of their own.
     codec: Codec = JSON
 
-    #: Whether a `commit` that raises has written nothing; else it is taken back from outside.
-    atomic = True
-
     @property
     def identity(self) -> object:
         """The same object for all stores that keep the same sessions, so that they share locks."""
         return self
 
     @abstractmethod
-    def open(self, names: Sequence[str], timeout: float) -> tuple[Any, Sequence[Payload | None]]:
+    def open(
+        self, names: Sequence[str], timeout: float, lease: Any = None
+    ) -> tuple[Any, Sequence[Payload | None]]:
         """Read the sessions ``names``, in this order, `None` for each that isn't stored.
 
         A store that leases takes the leases first, for all or none, waits up to ``timeout``
         seconds for them and then raises `SessionBusy`; the first item returned is its lease, in
         whatever form, to be handed to `commit`.
+
+        With ``lease``, which an earlier call returned and `commit` has not had yet, the sessions
+        are added to it, so that one commit writes all of them; it is returned. None of ``names``
+        is in it already. If this fails, ``lease`` is as it was before.
         """
 
     @abstractmethod
     def commit(self, lease: Any, changes: Sequence[Change]) -> None:
         """Carry out ``changes``, all or none of them, and let go of ``lease``.
 
-        Called once for every `open`, with no changes when there is nothing to write. Sessions
-        that were opened and aren't named stay as they are. A store that leases writes only while
-        it holds the lease and raises `SessionLost` otherwise.
+        Called for every `open` without ``lease``, with no changes when there is nothing to write.
+        Sessions that were opened and aren't named stay as they are. A store that leases writes
+        only while it holds the lease and raises `SessionLost` otherwise.
+
+        All or none also where an exception out of a signal handler, such as `KeyboardInterrupt`,
+        comes at any line. After an exception came out of it, or in its place, it may be called
+        once more with no changes: that lets go of ``lease`` if it is still held, and does nothing
+        otherwise.
         """
+
+    def names(self, prefix: str) -> Iterator[str]:
+        """Iterate over the names of the stored sessions that begin with exactly ``prefix``.
+
+        Expired ones are left out. They are asked for page by page, and between two pages nothing
+        is held: other threads go on, and the memory that is needed doesn't grow with the number
+        of sessions. Each session that is stored all the while comes once; those that come or go
+        meanwhile may be missing or not.
+
+        Raises `SessionStoreError`, at the call, where the store can't list what it keeps.
+        """
+        raise SessionStoreError(
+            f"{self!r} can't list the sessions that it keeps. Keep their keys in a session of your "
+            "own (with key=keys.everyone), or use a store that can: MemoryStore, RedisStore, "
+            "SQLStore, MongoStore, a dict or a diskcache.Cache."
+        )
+
+    def peek(self, name: str) -> Payload | None:
+        """Read one session as it is stored, or `None`, and change nothing by that.
+
+        It takes no lease and waits for nobody who has the session; the session expires when it
+        would have expired anyway, and is as long unused as it was.
+        """
+        raise SessionStoreError(
+            f"{self!r} can't read a session without opening it: open it, or use a store that can."
+        )

@@ -19,7 +19,7 @@ from typing import Any
 
 import telebot
 
-from telesession.telegram import JSON, Answer, Who, buttons_of, telegram_of, user_json, written
+from telesession._telegram import JSON, Answer, Who, buttons_of, telegram_of, user_json, written
 
 __all__ = ["Answer", "Chat"]
 

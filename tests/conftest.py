@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from telesession import with_session
-from telesession.locks import locks
+from telesession import _locks
 from tests import servers
 from tests.helpers import until
 from tests.stores import BACKENDS, Backend
@@ -40,7 +40,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def store():
     """A store for a test's sessions, none of which is left locked."""
     yield {}
-    until(lambda: len(locks) == 0)  # a sweeper may be about to let go
+    until(lambda: _locks.held() == 0)  # a sweeper may be about to let go
 
 
 @pytest.fixture

@@ -44,9 +44,9 @@ import telebot
 from telebot import types
 
 from telesession import MemoryStore, SessionLost, SessionStoreError, keys, with_session
-from telesession.backlog import backlogs
-from telesession.locks import locks
-from telesession.routing import passed
+
+from telesession import _dispatch, _locks
+
 from tests import servers
 from tests.helpers import Failure
 from tests.updates import DATE
@@ -424,7 +424,7 @@ class Soak:
     def _settle(self) -> None:
         """Wait until all that was fed is done; the bot's workers are idle then."""
         deadline = time.monotonic() + PATIENCE
-        while self.ledger.handled.total() < self.fed or len(backlogs):
+        while self.ledger.handled.total() < self.fed :
             if time.monotonic() > deadline:
                 break  # what is missing will be told
             time.sleep(0.01)
@@ -499,10 +499,9 @@ class Soak:
 
     def _check_idle(self, store: Any) -> None:
         left = {
-            "locks": len(locks),
-            "waiting for locks": len(locks._queues) + len(locks._waiters),
-            "backlogs": len(backlogs),
-            "passed sessions": len(passed),
+            "locks": _locks.held(),
+            "waiting for locks": len(_locks._everyone.waiting),
+            "visits": len(_dispatch.innermost) + len(_dispatch.running),
         }
         if self.client is None:
             left["sessions over"] = len(store._entries) - len(store)

@@ -138,17 +138,23 @@ class Bot:
         self.feed(payloads)
         self._bot.worker_pool.put(then)
         # The queue is first in, first out: each worker finds its task to stop behind all others.
-        workers = self._bot.worker_pool.workers
-        for _ in workers:
-            self._bot.worker_pool.put(self._stop_worker)
-        for worker in workers:
-            worker.join(TIMEOUT)
-            assert not worker.is_alive(), "a handler hangs"
+        pool = self._bot.worker_pool
+        for _ in range(pool.num_threads):
+            pool.put(self._stop_worker)
+        deadline = time.monotonic() + TIMEOUT
+        while any(worker.is_alive() for worker in pool.workers):
+            assert time.monotonic() < deadline, "a handler hangs"
+            time.sleep(0.001)
 
     def _stop_worker(self) -> None:
+        worker: Any = threading.current_thread()
+        if type(worker) is not telebot.util.WorkerThread:  # it stands in for another, and ends itself
+            self._bot.worker_pool.put(self._stop_worker)
+            time.sleep(0.001)
+            return
         if self._backend:
             self._backend.leave_thread()
-        threading.current_thread().stop()  # type: ignore[attr-defined]
+        worker.stop()
 
 
 # Stores that are watched, and fail on demand
@@ -223,10 +229,12 @@ class WatchedStore(Watch, Store):
         self.codec = inner.codec
         self.store = self
 
-    def open(self, names: Sequence[str], timeout: float) -> tuple[Any, Sequence[Payload | None]]:
+    def open(
+        self, names: Sequence[str], timeout: float, lease: Any = None
+    ) -> tuple[Any, Sequence[Payload | None]]:
         for name in names:
             self.note("get", name)
-        return self.inner.open(names, timeout)
+        return self.inner.open(names, timeout, lease)
 
     def commit(self, lease: Any, changes: Sequence[Change]) -> None:
         try:
@@ -236,6 +244,13 @@ class WatchedStore(Watch, Store):
             self.inner.commit(lease, ())
             raise
         self.inner.commit(lease, changes)
+
+    def names(self, prefix: str) -> Iterator[str]:
+        return self.inner.names(prefix)
+
+    def peek(self, name: str) -> Payload | None:
+        self.note("peek", name)
+        return self.inner.peek(name)
 
 
 # Stores of the tests' own
@@ -263,13 +278,18 @@ class Leasing(Store):
         self._clock = clock
         self._mutex = threading.Lock()
 
-    def open(self, names: Sequence[str], timeout: float) -> tuple[Any, Sequence[Payload | None]]:
+    def open(
+        self, names: Sequence[str], timeout: float, lease: Any = None
+    ) -> tuple[Any, Sequence[Payload | None]]:
         with self._mutex:
             leased = {name for each in self.leases.values() for name in each}
             assert names, "opened without names"
             assert leased.isdisjoint(names), "opened twice at once"
-            lease = object()
-            self.leases[lease] = tuple(names)
+            if lease is None:
+                lease = object()
+            else:
+                assert lease in self.leases, "added to what was let go of"
+            self.leases[lease] = (*self.leases.get(lease, ()), *names)
             return lease, [self._read(name) for name in names]
 
     def commit(self, lease: Any, changes: Sequence[Change]) -> None:

@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,9 +19,17 @@ needs_bench = pytest.mark.skipif(
 )
 
 
-def run(module, *arguments):
+def run(module, *arguments, **environment):
     command = [sys.executable, "-m", module, *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    options = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": 120}
+    return subprocess.run(command, env={**os.environ, **environment}, **options)
+
+
+def run_row(name, directory, **environment):
+    arguments = ("--quick", "--only", name, "--out", str(directory))
+    finished = run("tests.benchmarks", *arguments, **environment)
+    assert finished.returncode == 0, finished.stderr
+    return json.loads((directory / "results.json").read_text(encoding="utf-8"))["rows"][name]
 
 
 def test_readme_has_the_figures_of_the_results():
@@ -42,3 +52,29 @@ def test_a_row_runs(tmp_path):
     assert lines["telesession, memory"][0] > 100
     assert len(lines) == 4
     assert "telesession, memory" in (tmp_path / "results.rst").read_text(encoding="utf-8")
+
+
+@needs_bench
+def test_the_cost_has_all_columns(tmp_path):
+    """What an update costs is measured in every column, and compared to what others take."""
+    row = run_row("cost", tmp_path)
+    assert {"with a ttl", "third of three when"} < set(row["columns"])
+    assert None not in row["lines"]["telesession, memory"]
+    assert not any(" - " in note for note in row["notes"])
+
+
+@needs_bench
+def test_without_valgrind(tmp_path):
+    """Where there is no valgrind the row of instructions says so, and the others are measured."""
+    row = run_row("instructions", tmp_path, PATH=str(tmp_path))
+    assert not any(figure for line in row["lines"].values() for figure in line)
+    assert "not installed" in row["notes"][0]
+
+
+@needs_bench
+@pytest.mark.thorough
+@pytest.mark.skipif(shutil.which("valgrind") is None, reason="valgrind is not installed")
+def test_instructions(tmp_path):
+    """Each line has its instructions; an update takes thousands."""
+    row = run_row("instructions", tmp_path)
+    assert all(figure > 1000 for figure in row["lines"]["telesession, memory"])

@@ -7,8 +7,8 @@ import time
 import pytest
 
 from telesession import SessionBusy, keys, with_session
-from telesession.backlog import backlogs
-from telesession.locks import locks
+
+from telesession import _locks
 from tests.helpers import Failure, count, nobody, run_together, says, until
 from tests.stores import TIMEOUT, Bot, Leasing, message, payload
 
@@ -16,7 +16,7 @@ from tests.stores import TIMEOUT, Bot, Leasing, message, payload
 @pytest.fixture(autouse=True)
 def nothing_left():
     yield
-    assert len(locks) == len(backlogs) == 0
+    assert _locks.held() == 0
 
 
 @pytest.fixture
@@ -355,7 +355,7 @@ class TestDrop:
 class Busy(Leasing):
     """A store whose sessions are all in use by others."""
 
-    def open(self, names, timeout):
+    def open(self, names, timeout, lease=None):
         raise SessionBusy(f"{names} after {timeout}")
 
 

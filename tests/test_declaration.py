@@ -50,6 +50,7 @@ def test_options_are_given_by_keyword():
         "ttl": None,
         "store": None,
         "initial": dict,
+        "upgrade": None,
         "codec": None,
         "lock_timeout": 60.0,
         "busy": "wait",
@@ -138,7 +139,7 @@ NO_TIMES = [0, -1, float("inf"), float("nan"), 10**400, timedelta(0)]
 # What fails, and how: (option, error, cure), with the values that fail so.
 MISUSE = {
     ("propetry", TypeError, "did you mean 'property'?"): ["cart"],
-    ("db", TypeError, "property, key, ttl, store, initial, codec, lock_timeout"): [1],
+    ("db", TypeError, "property, key, ttl, store, initial, upgrade, codec, lock_timeout"): [1],
     ("property", ValueError, "give a public Python identifier"): ["my cart", "", "class", "_cart"],
     ("property", TypeError, "must be a str, such as 'session'"): [5, None],
     ("ttl", ValueError, "must be a positive, finite number of seconds"): NO_TIMES,

@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 import pytest
 
 from telesession import MemoryStore, SessionError, with_session
-from telesession.locks import locks
+from telesession import _locks
 from tests import servers
 from tests.stores import TIMEOUT, found, message, put
 from tests.worker import ROOT, Worker, connect
@@ -501,7 +501,7 @@ def places(tmp_path_factory):
 @pytest.fixture
 def place(request, places):
     yield places(request.param)
-    assert len(locks) == 0
+    assert _locks.held() == 0
 
 
 @pytest.fixture

@@ -3,6 +3,8 @@
 The rows are what the Bot API's documentation says about who and where, not what the code gives.
 """
 
+import doctest
+import functools
 import logging
 import subprocess
 import sys
@@ -15,11 +17,15 @@ import telebot
 from telebot import util
 
 import telesession
-from telesession import keys
+from telesession import keys, with_session
+from telesession._session import NoSession
+from telesession.testing import Chat
 from tests import updates
 from tests.updates import UPDATES, VARIANTS
 
+# Of the table's columns; `user_topic` follows from two of them.
 FUNCTIONS = (keys.user, keys.chat, keys.topic, keys.user_chat, keys.user_chat_inline)
+EVERY_FUNCTION = (*FUNCTIONS, keys.user_topic, keys.everyone)
 
 #: More of what Telegram sends: cases in which a key function could go wrong.
 MORE: dict[str, tuple[str, dict]] = {
@@ -77,6 +83,63 @@ MORE: dict[str, tuple[str, dict]] = {
     "member removed by an anonymous administrator": (
         "chat_member",
         {**VARIANTS["other member removed"][1], "from": updates.GROUP_ANONYMOUS_BOT},
+    ),
+    "member removed by a bot": (
+        "chat_member",
+        {**VARIANTS["other member removed"][1], "from": updates.BOT},
+    ),
+    # What `bot.send_message` returns, and what `call.message` and `reply_to_message` are.
+    "message by the bot": ("message", {**UPDATES["message"], "from": updates.BOT}),
+    "message by the bot in a private topic": (
+        "message",
+        {**VARIANTS["message in a private topic"][1], "from": updates.BOT},
+    ),
+    "message by the bot in a group": (
+        "message",
+        {**VARIANTS["message in a group"][1], "from": updates.BOT},
+    ),
+    "message by the bot in a basic group": (
+        "message",
+        {**VARIANTS["message in a basic group"][1], "from": updates.BOT},
+    ),
+    "message by the bot in a forum topic": (
+        "message",
+        {**VARIANTS["message in a forum topic"][1], "from": updates.BOT},
+    ),
+    "message by the bot in direct messages": (
+        "message",
+        {**VARIANTS["message in direct messages"][1], "from": updates.BOT},
+    ),
+    "message by the bot as the group": (
+        "message",
+        {**VARIANTS["message by an anonymous administrator"][1], "reply_markup": updates.BUTTON},
+    ),
+    "message by the bot for a business account": (
+        "business_message",
+        VARIANTS["callback in a business chat"][1]["message"],
+    ),
+    "guest message by another bot": (
+        "guest_message",
+        {**VARIANTS["guest message in a private chat"][1], "from": updates.BOT},
+    ),
+    "channel post by the bot": (
+        "channel_post",
+        {**UPDATES["channel_post"], "reply_markup": updates.BUTTON},
+    ),
+    "message by another bot": (
+        "message",
+        {
+            **VARIANTS["message in a group"][1],
+            "from": {"id": 8, "is_bot": True, "first_name": "Other"},
+        },
+    ),
+    "message by Telegram in the chat with the bot": (
+        "message",
+        {**UPDATES["message"], "from": updates.TELEGRAM},
+    ),
+    "message through an inline bot": (
+        "message",
+        {**VARIANTS["message in a group"][1], "via_bot": updates.BOT},
     ),
 }
 
@@ -241,6 +304,40 @@ EXPECTED: dict[str, tuple] = {
         "42:-1001@guest",
     ),
     "generation stopped in a private topic": (42, 42, "42:5", "42:42", "42:42"),
+    # A bot that acts is who acted; only of what it wrote it isn't the user.
+    "member removed by a bot": (7, -1001, -1001, "7:-1001", "7:-1001"),
+    "message by the bot": (42, 42, 42, "42:42", "42:42"),
+    "message by the bot in a private topic": (42, 42, "42:5", "42:42", "42:42"),
+    "message by the bot in a group": (None, -1001, -1001, None, None),
+    "message by the bot in a basic group": (None, -1004, -1004, None, None),
+    "message by the bot in a forum topic": (None, -1001, "-1001:5", None, None),
+    "message by the bot in direct messages": (None, -1003, "-1003:42", None, None),
+    "message by the bot as the group": (-1001, -1001, -1001, "-1001:-1001", "-1001:-1001"),
+    # Neither the account nor the customer wrote it, and either may have clicked on it.
+    "message by the bot for a business account": (
+        None,
+        "42@connection of 43",
+        "42@connection of 43",
+        None,
+        None,
+    ),
+    "guest message by another bot": (None, "42@guest", "42@guest", None, None),
+    "channel post by the bot": (None, -1002, -1002, None, None),
+    "message by another bot": (None, -1001, -1001, None, None),
+    "message by Telegram in the chat with the bot": (42, 42, 42, "42:42", "42:42"),
+    "message through an inline bot": (42, -1001, -1001, "42:-1001", "42:-1001"),
+}
+
+#: Of the above, what `declaration` is told of: to hand on the call is what helps.
+BY_BOT = {
+    "message by the bot in a group",
+    "message by the bot in a basic group",
+    "message by the bot in a forum topic",
+    "message by the bot in direct messages",
+    "message by the bot for a business account",
+    "guest message by another bot",
+    "channel post by the bot",
+    "message by another bot",
 }
 
 
@@ -250,6 +347,10 @@ def make(name):
 
 def keys_of(update):
     return tuple(function(update) for function in FUNCTIONS)
+
+
+def all_keys_of(update):
+    return tuple(function(update) for function in EVERY_FUNCTION)
 
 
 def plain(thing, build):
@@ -272,6 +373,214 @@ def test_every_update_has_a_row():
 @pytest.mark.parametrize("name", EXPECTED)
 def test_keys(name):
     assert keys_of(make(name)) == EXPECTED[name]
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_user_topic_is_user_and_topic(name):
+    who, _, where, per_chat, _ = EXPECTED[name]
+
+    found = keys.user_topic(make(name))
+
+    assert found == (None if who is None or where is None else f"{who}:{where}")
+    assert (found is None) == (per_chat is None)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("message in a forum topic", "42:-1001:5"),
+        ("callback in a forum topic", "42:-1001:5"),
+        ("message in a private topic", "42:42:5"),
+        ("message by the bot in a private topic", "42:42:5"),
+        ("message in direct messages", "42:-1003:42"),
+        ("message in the General topic", "42:-1001"),
+        ("message in a reply thread", "42:-1001"),
+        ("guest message in a forum topic", "42:-1001@guest:5"),
+        ("message by the bot in a forum topic", None),
+        ("inline_query", None),
+    ],
+)
+def test_user_topic_tells_topics_apart(name, expected):
+    assert keys.user_topic(make(name)) == expected
+
+
+def test_everyone_is_one_session_of_all_updates():
+    assert {keys.everyone(make(name)) for name in EXPECTED} == {"everyone"}
+    assert keys.everyone(SimpleNamespace()) == "everyone"
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_it_is_told_where_a_bot_wrote_the_message(name):
+    assert keys.written_by_bot(make(name)) == (name in BY_BOT)
+    assert keys.written_by_bot(plain(make(name), SimpleNamespace)) == (name in BY_BOT)
+
+
+CLICKS = [name for name in EXPECTED if hasattr(getattr(make(name), "message", None), "chat")]
+
+
+@pytest.mark.parametrize("function", EVERY_FUNCTION)
+@pytest.mark.parametrize("name", CLICKS)
+def test_the_message_under_a_button_is_of_who_clicked_or_of_nobody(name, function):
+    """3.2 ``menu(call.message)``, whose sender is the bot, has the session of the one who clicked;
+    or there is none, and the reason is known."""
+    call = make(name)
+
+    of_message = function(call.message)
+
+    assert of_message in (function(call), None)
+    assert of_message is not None or keys.written_by_bot(call.message)
+    assert function(call) is not None
+
+
+@pytest.mark.parametrize("date", [0, updates.DATE], ids=["inaccessible", "fresh"])
+@pytest.mark.parametrize("function", EVERY_FUNCTION)
+def test_in_a_private_chat_the_user_is_the_chat(function, date):
+    """3.2 Whoever wrote the message, and as long as the message is there."""
+    message = {"chat": updates.PRIVATE, "message_id": 100, "date": date, "from": updates.BOT}
+    call = updates.make("callback_query", {**UPDATES["callback_query"], "message": message})
+
+    assert function(call.message) == function(call) == function(make("message"))
+
+
+def test_who_clicks_is_never_taken_for_who_wrote():
+    """Whatever the one who clicks is, the click is theirs."""
+    call = {**EVERY["callback in a group"][1], "from": updates.BOT}
+
+    assert keys_of(updates.make("callback_query", call))[::3] == (7, "7:-1001")
+
+
+@functools.cache
+def names_read():
+    """The attributes that key functions look at, and that a session's property may be called."""
+    read = set()
+
+    class Watched(SimpleNamespace):
+        def __getattribute__(self, name):
+            read.add(name)
+            return super().__getattribute__(name)
+
+    for name in EXPECTED:
+        all_keys_of(plain(make(name), Watched))
+        keys.written_by_bot(plain(make(name), Watched))
+    return sorted(name for name in read if not name.startswith("_"))
+
+
+class Kept(dict):
+    """Any other kind of dict."""
+
+
+SESSIONS = {
+    "empty": {},
+    "session": {"id": 1, "type": "private", "user": {"id": 1}},
+    "subclass": Kept(chat=1),
+    "none": NoSession("not available"),
+}
+
+
+@pytest.mark.parametrize("present", SESSIONS)
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_session_on_an_update_is_no_part_of_it(name, present):
+    """A property may have any name that the update has not: ``property="user"``, ``"source"``."""
+    update = make(name)
+    expected, by_bot = all_keys_of(update), keys.written_by_bot(update)
+    free = [attribute for attribute in names_read() if not hasattr(update, attribute)]
+    assert free
+
+    for attribute in free:
+        setattr(update, attribute, SESSIONS[present])
+        assert (all_keys_of(update), keys.written_by_bot(update)) == (expected, by_bot), attribute
+        delattr(update, attribute)
+    for attribute in free:
+        setattr(update, attribute, SESSIONS[present])
+    assert (all_keys_of(update), keys.written_by_bot(update)) == (expected, by_bot)
+
+
+@pytest.mark.parametrize("present", SESSIONS)
+@pytest.mark.parametrize("name", CLICKS)
+def test_nor_is_one_on_the_message_under_a_button(name, present):
+    call = make(name)
+    expected = all_keys_of(call)
+
+    for attribute in names_read():
+        if attribute not in vars(call.message):
+            setattr(call.message, attribute, SESSIONS[present])
+
+    assert all_keys_of(call) == expected
+
+
+@pytest.mark.parametrize(
+    ("property", "update_type"),
+    [
+        ("user", "message"),
+        ("user", "channel_post"),
+        ("message", "message"),
+        ("source", "channel_post"),
+        ("source", "chat_boost"),
+        ("boost", "removed_chat_boost"),
+        ("voter_chat", "message"),
+        ("actor_chat", "poll_answer"),
+        ("sender_chat", "message_reaction"),
+        ("chat", "poll_answer"),
+        ("from_user", "poll_answer"),
+        ("user_chat_id", "inline_query"),
+        ("business_connection_id", "chat_member"),
+        ("guest_query_id", "callback_query"),
+        ("direct_messages_topic", "callback_query"),
+    ],
+)
+@pytest.mark.parametrize("function", EVERY_FUNCTION)
+def test_a_handler_may_call_one_with_the_same_property(store, function, property, update_type):
+    """2.5 The inner one asks for the key of an update that has its session, or none, already."""
+    update = make(update_type)
+    session = with_session(property=property, key=function, store=store)
+    stored = [] if function(update) is None else [f"{property}:{function(update)}"]
+
+    @session
+    def inner(update):
+        if isinstance(getattr(update, property), dict):
+            getattr(update, property)["inner"] = True
+
+    @session
+    def outer(update):
+        if isinstance(getattr(update, property), dict):
+            getattr(update, property)["outer"] = True
+        inner(update)
+
+    outer(update)
+    outer(update)
+
+    assert list(store) == stored
+
+
+@pytest.mark.parametrize("function", [keys.user_chat, keys.user, keys.chat, keys.user_topic])
+def test_a_menu_shown_from_a_button_is_the_users_own(function, store):
+    """3.2 In a private chat, ``menu(call.message)`` goes on with the session of ``/menu``."""
+    bot = telebot.TeleBot("7:test", threaded=False)
+    session = with_session(key=function, store=store)
+
+    @bot.message_handler(commands=["menu"])
+    @session
+    def menu(message):
+        message.session["seen"] = message.session.get("seen", 0) + 1
+        button = telebot.types.InlineKeyboardButton("Again", callback_data="again")
+        markup = telebot.types.InlineKeyboardMarkup([[button]])
+        bot.send_message(message.chat.id, str(message.session["seen"]), reply_markup=markup)
+
+    @bot.callback_query_handler(func=lambda call: True)
+    @session
+    def again(call):
+        menu(call.message)
+
+    ann, bob = Chat(bot, user=42), Chat(bot, user=43)
+
+    assert ann.send("/menu") + ann.click("again") + ann.send("/menu") == ["1", "2", "3"]
+    assert bob.send("/menu") + bob.click("again") == ["1", "2"]
+
+
+def test_examples_in_docstrings():
+    assert doctest.testmod(keys).failed == 0
+    shown = [keys.user, keys.topic, keys.user_chat, keys.user_topic, keys.everyone]
+    assert all(">>>" in function.__doc__ for function in shown)
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -319,7 +628,7 @@ def test_chats_that_share_an_id_do_not_share_a_session(function):
     assert None not in found
 
 
-@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("function", EVERY_FUNCTION)
 def test_a_key_is_a_str_or_an_int_or_none(function):
     for name in EXPECTED:
         assert type(function(make(name))) in (str, int, type(None)), name
@@ -333,7 +642,7 @@ def telebot_log(caplog, monkeypatch):
         yield caplog
 
 
-@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("function", [*EVERY_FUNCTION, keys.written_by_bot])
 def test_no_deprecated_attribute_is_looked_at(function, telebot_log):
     for name in EXPECTED:
         update = make(name)
@@ -342,7 +651,7 @@ def test_no_deprecated_attribute_is_looked_at(function, telebot_log):
         assert telebot_log.messages == [], name
 
 
-@pytest.mark.parametrize("function", [keys.chat, keys.topic])
+@pytest.mark.parametrize("function", [*EVERY_FUNCTION, keys.written_by_bot])
 def test_nor_where_a_click_is_handed_on_as_its_inaccessible_message(function, telebot_log):
     """``show(call.message)``: a decorated handler that another one calls with the message."""
     message = make("callback on an inaccessible message").message
@@ -357,6 +666,7 @@ def test_an_inaccessible_message_itself_has_a_chat_and_no_user():
     message = make("callback on an inaccessible message").message
 
     assert keys_of(message) == (None, -1001, -1001, None, None)
+    assert keys.written_by_bot(message)
 
 
 def test_importing_telesession_imports_no_client():

@@ -16,9 +16,16 @@ import math
 import pickle
 import re
 import shelve
+import subprocess
+import sys
+import threading
 import time
+import tracemalloc
+from array import array
 from datetime import timedelta
+from types import MappingProxyType
 
+import cachetools
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -32,7 +39,8 @@ from telesession import (
 )
 from telesession.keyvalue import as_store, compose, parse
 from tests.helpers import shown
-from tests.stores import NAME, Bot, Clock, GetSet, found, message, payload, put, visit
+from tests.interrupts import free, interruptions
+from tests.stores import NAME, TIMEOUT, Bot, Clock, GetSet, found, message, payload, put, visit
 
 
 class Client:
@@ -86,6 +94,20 @@ class Encoding(GetSet):
 
     def get(self, key):
         return self.kept.get(key, "").encode()
+
+
+class Listed(ItemsWithDelete):
+    """Item access, and an iteration of its own."""
+
+    def __iter__(self):
+        return iter(self.kept)
+
+
+def save(store, *names, ttl=None):
+    """Save sessions under these names, as handlers would."""
+    for name in names:
+        lease, _ = store.open([name])
+        store.commit(lease, [(name, "content", ttl)])
 
 
 class BytearrayEncoding(GetSet):
@@ -208,6 +230,32 @@ class TestWhatIsAStore:
             use(store)
 
         assert "store=" in str(caught.value)
+
+    @pytest.mark.parametrize(
+        "store",
+        [[], [1], bytearray(3), array("i"), collections.deque(), collections.UserList()],
+        ids=repr,
+    )
+    @pytest.mark.parametrize(
+        "use", [KeyValueStore, lambda store: with_session(store=store)], ids=["wrap", "declare"]
+    )
+    def test_a_sequence_is_refused(self, use, store):
+        """1.4 It has item access, by position."""
+        with pytest.raises(TypeError, match=r"by position.* such as \{\}") as caught:
+            use(store)
+
+        assert f"store={store!r}" in str(caught.value)
+
+    @pytest.mark.parametrize("store", ["text", b"bytes", (1,), range(3)], ids=repr)
+    def test_so_is_one_that_cannot_be_changed(self, store):
+        with pytest.raises(TypeError, match=r"such as \{\}"):
+            with_session(store=store)
+
+    def test_a_long_list_is_not_shown_in_full(self):
+        with pytest.raises(TypeError) as caught:
+            with_session(store=["x" * 1000] * 1000)
+
+        assert len(str(caught.value)) < 500
 
     def test_a_shelf_is_written_at_once(self, tmp_path):
         """A bot may end by a crash, which closes nothing."""
@@ -891,3 +939,450 @@ class TestExactly:
         visit(lambda message: message.session["v"], store=store, codec=pickle)
 
         assert writes == []
+
+
+class TestNames:
+    """5.7 The names of what is stored."""
+
+    NAMES = ("user_a:1", "user_a:2", "userXa:1", "User_A:1", "user_a", "user_ab:1")
+
+    @pytest.mark.parametrize(
+        "make",
+        [
+            dict,
+            collections.OrderedDict,
+            collections.UserDict,
+            lambda: collections.defaultdict(str),
+            lambda: collections.ChainMap({}, {}),
+            lambda: cachetools.LRUCache(100),
+            lambda: cachetools.TTLCache(100, 60),
+            lambda: shelve.Shelf({}),
+        ],
+    )
+    def test_exactly_those_that_begin_with_the_prefix(self, make):
+        clock = Clock()
+        store = KeyValueStore(make(), clock=clock)
+        save(store, *self.NAMES)
+        save(store, "user_a:short", ttl=10)
+        assert sorted(store.names("user_a:")) == ["user_a:1", "user_a:2", "user_a:short"]
+        clock.advance(10)
+
+        assert sorted(store.names("user_a:")) == ["user_a:1", "user_a:2"]
+        assert sorted(store.names("")) == sorted(self.NAMES)
+        assert list(store.names("nobody:")) == []
+
+    def test_diskcache(self, tmp_path):
+        import diskcache
+
+        with diskcache.Cache(str(tmp_path)) as cache:
+            store = KeyValueStore(cache)
+            names = [f"user_a:{n}" for n in range(250)]
+            save(store, *names, *self.NAMES[2:])
+            cache[7] = "not ours"
+            listed = []
+            for name in store.names("user_a:"):
+                if "new" not in name:
+                    listed.append(name)
+                    save(store, f"user_a:new {name}")
+                    store.commit(None, [(name, None, None)])
+
+            assert sorted(listed) == sorted(names)
+
+    def test_a_dbm_whose_keys_are_bytes(self, tmp_path):
+        with dbm.dumb.open(str(tmp_path / "kept")) as kept:
+            store = KeyValueStore(kept)
+            save(store, *self.NAMES)
+
+            assert sorted(store.names("user_a:")) == ["user_a:1", "user_a:2"]
+
+    def test_what_is_no_session(self):
+        """An object that can't delete keeps an empty text; other keys are somebody else's."""
+        kept = Listed({"session:gone": "", "session:1": "{}", 7: "{}", ("session:2",): "{}"})
+        store = KeyValueStore(kept)
+
+        assert list(store.names("session:")) == ["session:1"]
+
+    def test_what_cannot_be_read_is_there_nevertheless(self):
+        store = KeyValueStore({"session:1": "@5", "session:2": 7})
+
+        assert sorted(store.names("session:")) == ["session:1", "session:2"]
+
+    @pytest.mark.parametrize("make", [dict, lambda: cachetools.LRUCache(100_000), Listed])
+    def test_each_that_stays_comes_once_whatever_happens_meanwhile(self, make):
+        kept = make()
+        store = KeyValueStore(kept)
+        stay = {f"stays:{n}" for n in range(10_000)}
+        save(store, *(f"goes:{n}" for n in range(10_000)), *stay)
+        listed = []
+        for number, name in enumerate(store.names("")):
+            listed.append(name)
+            save(store, f"stays:{number % 10_000}", f"comes:{number}")
+            store.commit(None, [(f"goes:{number % 10_000}", None, None)])
+
+        stayed = [name for name in listed if name in stay]
+        assert len(stayed) == len(set(stayed)) == 10_000
+        assert len(listed) == len(set(listed))
+
+    def test_it_takes_no_memory_for_all_of_a_dict(self):
+        store = KeyValueStore({f"session:{n}": "{}" for n in range(100_000)})
+        tracemalloc.start()
+        try:
+            assert sum(1 for _ in store.names("session:")) == 100_000
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+
+        assert peak < 200_000
+
+    @pytest.mark.parametrize("make", [dict, lambda: cachetools.LRUCache(9), lambda: Listed({})])
+    def test_nothing_is_held_between(self, make):
+        store = KeyValueStore(make())
+        save(store, "a", "b")
+        names = store.names("")
+        next(names)
+        thread = threading.Thread(target=save, args=(store, "c"))
+        thread.start()
+        thread.join(TIMEOUT)
+
+        assert not thread.is_alive()
+
+    @pytest.mark.parametrize("make", [GetSet, GetPut, Items, ItemsWithDelete])
+    def test_an_object_that_cannot_list_says_so_and_what_to_do(self, make):
+        store = KeyValueStore(make())
+
+        with pytest.raises(SessionStoreError, match=r"can't list .* in a session of your own"):
+            store.names("session:")
+
+    def test_a_redis_client_is_not_asked_for_all_its_keys(self, valkey):
+        with pytest.raises(SessionStoreError, match="RedisStore"):
+            KeyValueStore(valkey).names("session:")
+
+
+class TestPeek:
+    """5.7 What is stored, and nothing changes by that."""
+
+    @pytest.mark.parametrize("make", [dict, GetSet, GetPut, Items])
+    def test_what_is_stored(self, make):
+        store = KeyValueStore(make())
+        save(store, "a")
+
+        assert store.peek("a") == "content"
+        assert store.peek("b") is None
+
+    def test_what_has_expired_is_neither_given_nor_removed(self):
+        kept, clock = {}, Clock()
+        store = KeyValueStore(kept, clock=clock)
+        save(store, "a", ttl=10)
+        before = dict(kept)
+        clock.advance(9)
+        assert store.peek("a") == "content"
+        clock.advance(1)
+
+        assert store.peek("a") is None
+        assert kept == before
+
+    def test_what_cannot_be_read(self):
+        with pytest.raises(SessionDataError, match="'a'"):
+            KeyValueStore({"a": "@5"}).peek("a")
+
+    @pytest.mark.parametrize(
+        "make",
+        [
+            cachetools.LRUCache,
+            cachetools.LFUCache,
+            cachetools.FIFOCache,
+            lambda n: cachetools.TTLCache(n, 60),
+        ],
+    )
+    @pytest.mark.parametrize("look", ["peek", "names"])
+    def test_it_is_no_use_of_an_item_of_a_cache(self, make, look):
+        store = KeyValueStore(make(2))
+        save(store, "a", "b")
+        for _ in range(3):
+            if look == "peek":
+                assert store.peek("a") == "content"
+            else:
+                assert sorted(store.names("a")) == ["a"]
+        save(store, "c")
+
+        assert sorted(store.names("")) == ["b", "c"]
+
+    def test_of_a_cache_that_has_expired(self):
+        clock = Clock()
+        store = KeyValueStore(cachetools.TTLCache(9, 60, clock))
+        save(store, "a")
+        clock.advance(60)
+
+        assert store.peek("a") is None
+
+
+class TestSeveral:
+    """4.1 Several sessions are saved all or none."""
+
+    BEFORE = MappingProxyType({"a": "old", "b": "@1e12@old", "c": "old", "other": "x"})
+    CHANGES = (("a", "new", None), ("b", None, None), ("new", b"new", 60), ("c", "new", 60))
+    CLOCK = Clock(1000)
+
+    def open(self, client, **options):
+        store = KeyValueStore(client, clock=self.CLOCK, **options)
+        return store, store.open([name for name, _, _ in self.CHANGES])[0]
+
+    @pytest.mark.parametrize("number", [1, 2, 3])
+    @pytest.mark.parametrize("written", [False, True])
+    def test_what_was_written_is_taken_back(self, number, written):
+        """Also what may have been written by the one that failed."""
+        kept = dict(self.BEFORE)
+        client = Failing(kept, number, written=written)
+        store, lease = self.open(client)
+
+        with pytest.raises(OSError, match="disk"):
+            store.commit(lease, self.CHANGES)
+
+        assert {**kept, "c": parse(kept["c"])[1]} == self.BEFORE
+        assert parse(kept["c"])[0] in (None, 1060)
+
+    def test_a_single_one_is_not_asked_for_again(self):
+        client = Failing(dict(self.BEFORE), 1)
+        store, lease = self.open(client)
+        asked = len(client.calls)
+        with pytest.raises(OSError, match="disk"):
+            store.commit(lease, self.CHANGES[:1])
+
+        assert client.calls[asked:] == [("set", "a")]
+
+    def test_what_cannot_be_taken_back_is_named(self, caplog):
+        kept = dict(self.BEFORE)
+        client = Failing(kept, 2, forever=True)
+        store, lease = self.open(client)
+        with pytest.raises(SessionStoreError) as caught:
+            store.commit(lease, self.CHANGES)
+
+        assert kept["a"] == "new"
+        assert "'a', 'b': saved. 'new': perhaps saved." in str(caught.value)
+        assert isinstance(caught.value.__cause__, OSError)
+        assert caplog.records == []
+        assert client.calls[-2:] == [("set", "new"), ("set", "b")]  # and no more of them
+
+    def test_an_interrupt_that_cannot_be_taken_back_is_told(self, caplog):
+        client = Failing(dict(self.BEFORE), 2, forever=True, error=KeyboardInterrupt())
+        store, lease = self.open(client)
+        client.then = OSError()
+        with pytest.raises(KeyboardInterrupt):
+            store.commit(lease, self.CHANGES)
+
+        assert "'a', 'b': saved" in caplog.text
+
+    def test_a_false_answer(self):
+        kept = dict(self.BEFORE)
+        client = Client(
+            get=kept.get,
+            set=lambda key, value: key != "new" and kept.update({key: value}),
+            delete=kept.__delitem__,
+        )
+        store, lease = self.open(client)
+        with pytest.raises(SessionStoreError, match="'new' was not saved"):
+            store.commit(lease, self.CHANGES)
+
+        assert kept == self.BEFORE
+
+    def test_a_lease_is_extended(self):
+        kept = dict(self.BEFORE)
+        client = Failing(kept, 2, written=True)
+        store, _ = self.open(client)
+        lease, _ = store.open(["a"])
+        same, payloads = store.open(["b", "c"], 0, lease)
+        assert same is lease
+        assert payloads == ["old", "old"]
+        with pytest.raises(OSError, match="disk"):
+            store.commit(lease, [("a", "new", None), ("b", "new", None)])
+
+        assert kept == self.BEFORE
+
+    def test_a_lease_that_could_not_be_extended(self):
+        store = KeyValueStore({"a": "old", "b": "@5"})
+        lease, _ = store.open(["a"])
+        before = dict(lease)
+        with pytest.raises(SessionDataError):
+            store.open(["c", "b"], 0, lease)
+
+        assert lease == before
+
+    def test_a_shelf(self, tmp_path):
+        with shelve.Shelf(dbm.dumb.open(str(tmp_path / "shelf"))) as shelf:
+            shelf["a"] = "old"
+            store, lease = self.open(shelf)
+            store._sync = Answers(OSError("disk"), None)
+            with pytest.raises(OSError, match="disk"):
+                store.commit(lease, self.CHANGES)
+
+            assert dict(shelf) == {"a": "old"}
+
+
+class Answers:
+    """Gives, or raises, one after the other."""
+
+    def __init__(self, *answers):
+        self.answers = list(answers)
+
+    def __call__(self):
+        answer = self.answers.pop(0)
+        if isinstance(answer, BaseException):
+            raise answer
+
+
+class Failing:
+    """Its set of that number fails, and with ``forever`` all calls after that."""
+
+    then = None
+
+    def __init__(self, kept, number, *, written=False, forever=False, error=None):
+        self.kept = kept
+        self.number = number
+        self.written, self.forever = written, forever
+        self.error = error or OSError("disk full")
+        self.calls = []
+
+    def get(self, key):
+        self.calls.append(("get", key))
+        return self.kept.get(key)
+
+    def set(self, key, value):
+        self.calls.append(("set", key))
+        self.number -= 1
+        if self.number == 0 or (self.number < 0 and self.forever):
+            if self.written:
+                self.kept[key] = value
+            raise self.error if self.number == 0 else self.then or self.error
+        self.kept[key] = value
+
+    def delete(self, key):
+        self.calls.append(("delete", key))
+        del self.kept[key]
+
+
+class TestInterrupted:
+    """An exception out of a signal handler may come at any line."""
+
+    CHANGES = MappingProxyType(
+        {
+            "new": [("new", "1", None)],
+            "existing": [("a", "1", 60)],
+            "removed": [("a", None, None)],
+            "several": [("a", "1", None), ("b", None, None), ("new", b"2", 60), ("c", "3", 60)],
+            "none": [],
+        }
+    )
+
+    def make(self):
+        return KeyValueStore({"a": "old", "b": "old", "c": "old"}, clock=Clock(1000))
+
+    def check(self, store, *states):
+        assert free(store._mutexes.current())
+        assert {name: store.peek(name) for name in store.names("")} in states
+        for name in ("a", "new"):
+            save(store, name)
+            assert store.open([name])[1] == ["content"]
+
+    @pytest.mark.parametrize("changes", CHANGES.values(), ids=CHANGES)
+    def test_commit(self, changes):
+        before = dict(self.make().store)
+        after = {**before, **{name: payload for name, payload, _ in changes}}
+        after = {name: payload for name, payload in after.items() if payload is not None}
+
+        def commit(store):
+            lease, _ = store.open([name for name, _, _ in changes])
+            yield
+            store.commit(lease, changes)
+
+        for store in interruptions(self.make, commit):
+            store.commit({}, [])
+            self.check(store, before, after)
+
+    @pytest.mark.parametrize(
+        "use",
+        [
+            lambda store: store.open(["a", "none"]),
+            lambda store: store.open(["b"], 0, {"a": "old"}),
+            lambda store: list(store.names("")),
+            lambda store: store.peek("a"),
+        ],
+        ids=["open", "extend", "names", "peek"],
+    )
+    def test_other_uses(self, use):
+        def run(store):
+            yield
+            use(store)
+
+        for store in interruptions(self.make, run):
+            self.check(store, dict(self.make().store))
+
+    def test_a_commit_that_fails(self):
+        """Whatever is left then, the store can be used."""
+
+        def commit(store):
+            store, lease = store, store.open(["a", "b"])[0]
+            yield
+            with pytest.raises(OSError, match="disk"):
+                store.commit(lease, [("a", "1", None), ("b", "1", None)])
+
+        for store in interruptions(lambda: KeyValueStore(Failing({}, 2)), commit):
+            assert free(store._mutexes.current())
+            store.store.number = -1  # it has failed, or will not
+            save(store, "a")
+            assert store.peek("a") == "content"
+
+
+class TestGreenlets:
+    """5.1 gevent may patch the threads after telesession was imported, and the store was made."""
+
+    def test_a_mutex_of_the_kind_that_is_there_now(self, monkeypatch):
+        kept = {}
+        one, two = KeyValueStore(kept), KeyValueStore(kept, clock=time.time)
+        before = one._mutexes.current()
+        assert before is two._mutexes.current()
+        monkeypatch.setattr(threading, "Lock", lambda: None)
+
+        assert one._mutexes.current() is two._mutexes.current()
+        assert one._mutexes.current() is not before
+        assert KeyValueStore({})._mutexes.current() is not one._mutexes.current()
+
+    def test_a_client_that_yields(self):
+        pytest.importorskip("gevent")
+        done = subprocess.run(
+            [sys.executable, "-c", GREENLETS], capture_output=True, text=True, timeout=TIMEOUT
+        )
+
+        assert done.stdout == "done\n", done.stderr
+
+
+GREENLETS = """
+from telesession import KeyValueStore
+import time
+
+class Kept:
+    kept, inside = {}, 0
+    def get(self, key):
+        return self.slow(lambda: self.kept.get(key))
+    def set(self, key, value):
+        return self.slow(lambda: self.kept.update({key: value}))
+    def slow(self, call):
+        self.inside += 1
+        assert self.inside == 1
+        time.sleep(0.01)
+        self.inside -= 1
+        return call()
+
+store = KeyValueStore(Kept())
+store.commit(store.open(["a"])[0], [("a", "1", None)])
+
+from gevent import monkey
+monkey.patch_all()
+import gevent
+
+def use(name):
+    store.commit(store.open([name])[0], [(name, "1", None)])
+    assert store.peek(name) == "1"
+
+gevent.joinall([gevent.spawn(use, f"{n}") for n in range(5)], raise_error=True)
+print("done")
+"""

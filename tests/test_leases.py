@@ -1,5 +1,6 @@
 """`LeasingStore`: what it makes of the three calls that a store of one's own adds."""
 
+import contextlib
 import gc
 import logging
 import os
@@ -207,12 +208,28 @@ def test_lost(store, changes):
 
 @pytest.mark.parametrize("error", [ConnectionError(), KeyboardInterrupt()], ids=repr)
 def test_write_fails(store, error):
-    """A write that fails reaches the caller, and lets go where the server allows."""
+    """A write that fails reaches the caller. It lets go, but not by asking a server that failed."""
     lease, _ = store.open([A], 0)
     store.failures["write", A] = error
     with pytest.raises(type(error)):
         store.commit(lease, changed(A))
-    assert store.kept == store.leased == {}
+    store.commit(lease, ())
+    assert store.kept == {}
+    failed = isinstance(error, Exception)
+    assert list(store.leased) == [A] * failed
+    assert store.count("write") == (1 if failed else 2)
+
+
+def test_a_lease_that_is_left_runs_out():
+    """What the client failed to let go of is not renewed."""
+    store = OwnStore(0.3)
+    lease, _ = store.open([A], 0)
+    store.failures["write", A] = ConnectionError()
+    with pytest.raises(ConnectionError):
+        store.commit(lease, changed(A))
+    store.commit(store.open([A], TIMEOUT)[0], changed(A))
+    assert store.kept[A] == ("new a:1", None)
+    assert store.count("renew") == 0
 
 
 def test_failures_of_a_client(store):
@@ -222,6 +239,56 @@ def test_failures_of_a_client(store):
         with pytest.raises(SessionStoreError) as caught:
             visit(lambda update: update.session.update(n=1), store=store)
         assert caught.value.__cause__ is error
+    assert store.kept == {}
+
+
+@pytest.mark.parametrize("grouped", [False, True], ids=["one step", "a step for each"])
+@pytest.mark.parametrize("changes", [changed(A, B), []], ids=["write", "nothing to write"])
+def test_commit_again(grouped, changes):
+    """After it was done, a second time does nothing; also not when the session is others'."""
+    store = OwnStore(grouped=grouped)
+    lease, _ = store.open(NAMES, 0)
+    store.commit(lease, changes)
+    other, _ = store.open(NAMES, 0)
+    before = dict(store.kept), dict(store.leased), list(store.calls)
+    store.commit(lease, ())
+    assert (store.kept, store.leased, store.calls) == before
+    store.commit(other, ())
+
+
+@pytest.mark.parametrize("grouped", [False, True], ids=["one step", "a step for each"])
+@pytest.mark.parametrize("late", [False, True], ids=["before", "after it was done"])
+def test_commit_again_after_interrupts(grouped, late):
+    """Wherever two interrupts come, the call without changes lets go; all is saved, or nothing."""
+    for first in range(20):
+        for second in range(first + 1, 21):
+            store = OwnStore(grouped=grouped)
+            store.kept = {name: (f"old {name}", None) for name in NAMES}
+            lease, _ = store.open(NAMES, 0)
+            number = 0
+            write = store.write
+
+            def interrupted(*args, **kwargs):
+                nonlocal number
+                number += 1
+                hit = number in (first, second)  # noqa: B023
+                answer = None if hit and not late else write(*args, **kwargs)  # noqa: B023
+                if hit:
+                    raise KeyboardInterrupt
+                return answer
+
+            store.write = interrupted
+            for changes in (changed(*NAMES), [], []):
+                with contextlib.suppress(KeyboardInterrupt):
+                    store.commit(lease, changes)
+            assert store.leased == {}
+            assert len({payload.split()[0] for payload, _ in store.kept.values()}) == 1
+
+
+def test_commit_instead_of_one_that_never_ran(store):
+    """An exception out of a signal handler may come before the changes are handed over."""
+    lease, _ = store.open(NAMES, 0)
+    store.commit(lease, ())
     assert store.kept == store.leased == {}
 
 
@@ -315,7 +382,230 @@ def test_one_group_is_not_written(grouped, broken, error, late):
     with pytest.raises(type(error)):
         grouped.commit(lease, changed(*NAMES))
     assert grouped.kept == before
+    # after a client failed, the server is asked to take back, which lets go, and nothing else
+    left = NAMES[NAMES.index(broken) + 1 :] if isinstance(error, Exception) else []
+    assert list(grouped.leased) == left
+    calls = len(grouped.calls)
+    grouped.commit(lease, ())
+    assert len(grouped.calls) == calls
+
+
+@pytest.mark.parametrize("writing", NAMES)
+def test_the_only_group_that_is_written(grouped, writing):
+    """Where only one is written, there is nothing to take back: the server is not asked again."""
+    before = dict(grouped.kept)
+    lease, _ = grouped.open(NAMES, 0)
+    grouped.failures["write", writing] = ConnectionError()
+    with pytest.raises(ConnectionError):
+        grouped.commit(lease, changed(writing))
+    assert grouped.kept == before
+    assert grouped.calls[-1] == ("write", writing)
+    assert grouped.count("write") == NAMES.index(writing) + 1
+
+
+def test_letting_go_fails(grouped):
+    """A server that fails while it is told to let go is not told of the next session."""
+    lease, _ = grouped.open(NAMES, 0)
+    write = grouped.write
+
+    def releasing(names, token, changes, *, release=True):
+        if release:
+            grouped.calls.append(("let go", *names))
+            raise ConnectionError
+        return write(names, token, changes, release=release)
+
+    grouped.write = releasing
+    grouped.commit(lease, changed(A))  # it is saved, whatever becomes of the leases
+    assert grouped.kept[A] == ("new a:1", None)
+    assert grouped.count("let go") == 1
+    grouped.commit(lease, ())
+    assert grouped.count("let go") == 1
+
+
+# A lease that grows
+
+
+def test_grows(store):
+    """What is opened with a lease is written by the same step."""
+    store.kept = {name: (name, None) for name in NAMES}
+    lease, _ = store.open([B], 0)
+    grown, found = store.open([C, A], 0, lease)
+    assert grown is lease
+    assert found == [C, A]
+    assert {token for token, _ in store.leased.values()} == {lease.token}
+    store.calls.clear()
+    store.commit(lease, changed(*NAMES))
+    assert store.calls == [("write", B, C, A)]
+    assert store.kept == {name: (f"new {name}", None) for name in NAMES}
+    assert store.leased == {}
+
+
+@pytest.mark.parametrize("broken", NAMES)
+def test_grows_by_groups(grouped, broken):
+    """All groups are written in their order, and taken back if one can't be."""
+    before = dict(grouped.kept)
+    lease, _ = grouped.open([C], 0)
+    grouped.open([B, A], 0, lease)
+    grouped.failures["write", broken] = KeyboardInterrupt()
+    grouped.calls.clear()
+    with pytest.raises(KeyboardInterrupt):
+        grouped.commit(lease, changed(*NAMES))
+    assert grouped.calls[0] == ("write", A)
+    assert grouped.kept == before
     assert grouped.leased == {}
+
+
+@pytest.mark.parametrize("grouped", [False, True], ids=["one step", "a step for each"])
+@pytest.mark.parametrize(
+    "error", [None, ConnectionError(), SessionDataError(), KeyboardInterrupt()], ids=repr
+)
+def test_does_not_grow(grouped, error):
+    """Where the others can't be had, the lease is as it was: renewed, and good for a save."""
+    store = OwnStore(0.3, grouped=grouped)
+    lease, _ = store.open([A], 0)
+    if error is None:
+        store.steal(C)
+        with says(SessionBusy, "'c:1'"):
+            store.open([B, C], 0.05, lease)
+    else:
+        store.failures["acquire", C] = error
+        with pytest.raises(type(error)):
+            store.open([B, C], 0, lease)
+    assert sorted(store.leased) == ([A] if error else [A, C])
+    time.sleep(0.5)
+    store.calls.clear()
+    store.commit(lease, changed(A))
+    assert list(store.kept) == [A]
+    assert ("write", A) in store.calls
+    assert not any(name in call for call in store.calls for name in (B, C))
+
+
+def test_interrupted_while_it_waits_to_grow():
+    """As by Ctrl-C, in a store that waits by itself."""
+    store = OwnStore(0.3)
+    lease, _ = store.open([A], 0)
+    store.steal(B)
+    store.wait = failing(store.wait, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        store.open([B], TIMEOUT, lease)
+    time.sleep(0.5)
+    store.commit(lease, changed(A))
+    assert store.kept[A] == ("new a:1", None)
+
+
+@pytest.mark.parametrize("grouped", [False, True], ids=["one step", "a step for each"])
+def test_grown_lease_is_renewed(grouped):
+    """All that it has, for as long as the handler runs; also while it waits for more."""
+    store = OwnStore(0.3, grouped=grouped)
+    lease, _ = store.open([A], 0)
+    time.sleep(0.2)
+    store.steal(C)
+    threading.Timer(0.5, store.leased.pop, (C,)).start()
+    store.open([B, C], TIMEOUT, lease)
+    time.sleep(0.8)
+    store.commit(lease, changed(*NAMES))
+    assert sorted(store.kept) == NAMES
+    assert store.leased == {}
+
+
+def test_grows_while_it_is_renewed():
+    """What came after the renewal began is not taken to be renewed."""
+    store = OwnStore(0.6)
+    asked, answered = threading.Event(), threading.Event()
+    renewed, seen = [], []
+
+    def renew(names, token):
+        renewed.append(list(names))
+        seen.append(lease.renewed)
+        asked.set()
+        answered.wait(TIMEOUT)
+        return True
+
+    store.renew = renew
+    lease, _ = store.open([A], 0)
+    opened = lease.renewed
+    assert asked.wait(TIMEOUT)
+    store.open([B], 0, lease)
+    answered.set()
+    until(lambda: len(renewed) > 1)
+    assert renewed[:2] == [[A], [A, B]]
+    assert seen[1] == opened
+    store.commit(lease, ())
+
+
+def test_renewed_while_it_grows():
+    """What is leased before a renewal, and added after it, counts as the oldest does."""
+    store = OwnStore(0.6)
+    lease, _ = store.open([A], 0)
+    acquire = store.acquire
+
+    def slowly(*args):
+        found = acquire(*args)
+        until(lambda: lease.renewed > start)
+        return found
+
+    store.acquire = slowly
+    start = time.monotonic()
+    store.open([B], 0, lease)
+    assert lease.renewed < start + 0.1
+    store.commit(lease, ())
+
+
+# Who waits
+
+
+@pytest.fixture
+def stand_ins(monkeypatch):
+    """How often somebody stood in, and stands in just now."""
+    counts = {"all": 0, "now": 0}
+
+    @contextlib.contextmanager
+    def stand_in():
+        counts["all"] += 1
+        counts["now"] += 1
+        try:
+            yield
+        finally:
+            counts["now"] -= 1
+
+    monkeypatch.setattr(leases, "stand_in", stand_in)
+    return counts
+
+
+def test_nobody_stands_in(store, stand_ins):
+    """Where there is nothing to wait for, or no time to wait."""
+    store.commit(store.open([A], TIMEOUT)[0], ())
+    store.steal(A)
+    with pytest.raises(SessionBusy):
+        store.open([A], 0)
+    assert stand_ins == {"all": 0, "now": 0}
+
+
+@pytest.mark.parametrize("outcome", [None, SessionBusy, ConnectionError, KeyboardInterrupt])
+def test_somebody_stands_in(store, stand_ins, outcome):
+    """From the first time that it is held until the wait is over, however that ends."""
+    store.steal(A)
+    meanwhile = []
+
+    def wait(name, limit, waited):
+        meanwhile.append(stand_ins["now"])
+        if len(meanwhile) < 3:
+            return
+        if outcome is None:
+            store.leased.clear()
+        elif outcome is SessionBusy:
+            time.sleep(limit)
+        else:
+            raise outcome
+
+    store.wait = wait
+    if outcome is None:
+        store.commit(store.open([A], TIMEOUT)[0], ())
+    else:
+        with pytest.raises(outcome):
+            store.open([A], 0.1)
+    assert meanwhile == [1, 1, 1]
+    assert stand_ins == {"all": 1, "now": 0}
 
 
 # Renewing
@@ -413,6 +703,42 @@ def test_no_thread_to_be_had(store, monkeypatch, caplog):
     assert store.kept
     store.commit(store.open([A], 0)[0], ())
     assert renewer(store).is_alive()
+
+
+def test_lease_that_nobody_has():
+    """As one that Ctrl-C kept its handler from getting: it is not renewed, and runs out."""
+    store = OwnStore(0.3)
+    store.open([A], 0)
+    store.commit(store.open([A], TIMEOUT)[0], changed(A))
+    assert store.count("renew") == 0
+    until(lambda: not renewer(store))
+    assert not store._renewer.needed()
+
+
+@pytest.mark.usefixtures("quick_switches")
+def test_leases_come_and_go():
+    """While others come, go and are dropped, each that somebody has is renewed."""
+    store = OwnStore(0.3)
+    stop = threading.Event()
+
+    def work(number):
+        for n in range(10**6):
+            if stop.is_set():
+                return
+            lease, _ = store.open([f"{number}:{n}"], 0)
+            if n % 3:
+                store.commit(lease, ())
+
+    kept, _ = store.open(NAMES, 0)
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    time.sleep(1.0)
+    stop.set()
+    for thread in threads:
+        thread.join(TIMEOUT)
+    store.commit(kept, changed(A))
+    assert store.kept == {A: ("new a:1", None)}
 
 
 def test_store_goes():

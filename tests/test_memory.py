@@ -6,9 +6,12 @@ What every store has to keep is in `test_stores`.
 import gc
 import logging
 import math
+import os
 import pickle
 import sys
 import threading
+import tracemalloc
+import warnings
 import weakref
 from datetime import timedelta
 
@@ -25,7 +28,8 @@ from telesession import (
     with_session,
 )
 from telesession import memory as memory_module
-from telesession.locks import locks
+from telesession import _locks
+from tests.interrupts import Interrupt, free, interruptions
 from tests.stores import NAME, TIMEOUT, Clock, found, message, put, visit
 
 TTL = 60
@@ -514,8 +518,8 @@ class TestContent:
     """4.4 The in-memory store keeps any value that pickle can."""
 
     def test_its_codec(self, store):
-        assert with_session(store=store).codec is pickle
-        assert with_session(store=store, codec=JSON).codec is JSON
+        assert with_session(store=store)._options.codec is pickle
+        assert with_session(store=store, codec=JSON)._options.codec is JSON
 
     def test_a_copy_is_kept(self, store):
         """What a handler keeps of its session is not the session any more."""
@@ -590,10 +594,9 @@ class TestLocks:
 
     @pytest.fixture(autouse=True)
     def none_left(self):
-        assert len(locks) == 0
+        assert _locks.held() == 0
         yield
-        assert len(locks) == 0
-        assert not any(value for value in vars(locks).values() if isinstance(value, dict))
+        assert _locks.held() == 0
 
     def test_after_a_handler(self, store):
         visit(lambda message: None, store=store)
@@ -602,7 +605,7 @@ class TestLocks:
     @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
     def test_after_an_exception(self, store, error):
         def handler(message):
-            assert len(locks) == 1
+            assert _locks.held() == 1
             raise error
 
         with pytest.raises(error):
@@ -639,7 +642,7 @@ class TestLocks:
         assert inside.wait(TIMEOUT)
         with pytest.raises(SessionBusy):
             visit(lambda message: None, store=store, lock_timeout=0.001)
-        assert len(locks) == 1
+        assert _locks.held() == 1
         leave.set()
         thread.join(TIMEOUT)
 
@@ -647,9 +650,322 @@ class TestLocks:
         @with_session(store=store)
         def handler(message):
             message.session["n"] = 1
-            assert len(locks) == 1
+            assert _locks.held() == 1
 
         for user in range(1, 101):
             handler(message(user))
 
         assert len(store) == 100
+
+
+class TestNames:
+    """5.7 The names of what is stored, page by page."""
+
+    def test_exactly_those_that_begin_with_the_prefix(self, store):
+        save(
+            store, "user_a:1", "user_a:2", "userXa:1", "User_A:1", "user_a", "user_ab:1", "user%:1"
+        )
+
+        assert sorted(store.names("user_a:")) == ["user_a:1", "user_a:2"]
+        assert sorted(store.names("user%:")) == ["user%:1"]
+        assert list(store.names("nobody:")) == []
+        assert len(list(store.names(""))) == 7
+
+    def test_neither_removed_nor_expired_nor_dropped_ones(self, clock):
+        store = MemoryStore(maxsize=2, clock=clock)
+        save(store, "dropped", "removed", "kept")
+        update(store, "removed", None)
+        save(store, "short", ttl=10)
+        assert sorted(store.names("")) == ["kept", "short"]
+        clock.advance(10)
+
+        assert list(store.names("")) == ["kept"]
+
+    def test_what_expires_while_it_is_listed(self, store, clock):
+        save(store, *map(str, range(100)), ttl=10)
+        names = store.names("")
+        next(names)
+        clock.advance(10)
+
+        assert list(names) == []
+
+    def test_each_that_stays_comes_once_whatever_happens_meanwhile(self, store):
+        stay = {f"stays:{n}" for n in range(3000)}
+        save(store, *stay, *(f"goes:{n}" for n in range(3000)))
+        listed = []
+        for number, name in enumerate(store.names("")):
+            listed.append(name)
+            read(store, f"stays:{number % 3000}")
+            update(store, f"stays:{(number * 7) % 3000}", b"new", ttl=(None, 60)[number % 2])
+            update(store, f"goes:{number % 3000}", None)
+            update(store, f"comes:{number}")
+
+        stayed = [name for name in listed if name in stay]
+        assert len(stayed) == len(set(stayed)) == 3000
+        assert len(listed) == len(set(listed))
+
+    def test_it_takes_no_memory_for_all_of_them(self, store):
+        save(store, *(f"session:{n}" for n in range(100_000)))
+        tracemalloc.start()
+        try:
+            assert sum(1 for _ in store.names("session:")) == 100_000
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+
+        assert peak < 50_000
+
+    def test_nothing_is_held_between(self, store):
+        save(store, "a", "b", ttl=TTL)
+        names = store.names("")
+        next(names)
+        thread = threading.Thread(target=save, args=(store, "c"), kwargs={"ttl": TTL})
+        thread.start()
+        thread.join(TIMEOUT)
+
+        assert not thread.is_alive()
+        assert "c" in store
+
+
+class TestPeek:
+    """5.7 What is stored, and nothing changes by that."""
+
+    def test_what_is_stored(self, store):
+        save(store, "a")
+
+        assert store.peek("a") == b"content"
+        assert store.peek("b") is None
+
+    def test_it_is_no_use(self):
+        store = MemoryStore(maxsize=2)
+        save(store, "a", "b")
+        store.peek("a")
+        save(store, "c")
+
+        assert kept(store, "a", "b", "c") == ["b", "c"]
+
+    def test_the_ttl_counts_on(self, store, clock):
+        alive = watched(store, "a", TTL)
+        clock.advance(TTL - 1)
+        assert store.peek("a") == "a"
+        clock.advance(1)
+
+        assert store.peek("a") is None
+        assert not alive()
+
+
+def test_a_lease_is_extended(store):
+    """There is nothing to lease, so one commit writes whatever was opened."""
+    lease, _ = store.open(["a"])
+    lease, payloads = store.open(["b"], 0, lease)
+    store.commit(lease, [("a", b"1", None), ("b", b"2", TTL)])
+    store.commit(lease, [])
+
+    assert payloads == [None]
+    assert store.open(["a", "b"])[1] == [b"1", b"2"]
+
+
+class TestCost:
+    """What expires is looked for when something has expired, and not before."""
+
+    def test_no_cache_is_asked_before(self, store, clock, monkeypatch):
+        save(store, "a", ttl=TTL)
+        clock.advance(1)
+        save(store, "b", ttl=TTL + 10)
+        asked = []
+        expire = cachetools.TTLCache.expire
+
+        def counted(cache, time=None):
+            asked.append(cache.ttl)
+            return expire(cache, time)
+
+        monkeypatch.setattr(cachetools.TTLCache, "expire", counted)
+        clock.advance(TTL - 2)
+        assert read(store, "a") == read(store, "b") == b"content"
+        assert store.peek("c") is None
+        assert len(store) == 2
+        assert asked == []
+
+        clock.advance(1)
+        assert read(store, "a") is None
+        assert set(asked) == {TTL, TTL + 10}
+        asked.clear()
+        clock.advance(10)
+        assert read(store, "b") == b"content"
+        assert asked == []
+        clock.advance(1)
+        assert len(store) == 0
+
+    def test_a_session_that_is_used_on_and_on(self, store, clock):
+        """It is there for a ttl after its last use, and then gone."""
+        for _ in range(5):
+            save(store, "a", ttl=TTL)
+            clock.advance(TTL - 1)
+        assert kept(store, "a") == ["a"]
+        clock.advance(1)
+
+        assert len(store) == 0
+
+
+def consistent(store):
+    """Assert that entries, caches and pages have the same sessions."""
+    timed = [name for cache in store._timed.values() for name in cache]
+    names = sorted(store._entries)
+    assert sorted([*store._forever, *timed]) == names
+    assert sorted(name for page in store._pages.values() for name in page) == names
+    assert all(store._timed.values())
+    for name, entry in store._entries.items():
+        cache = store._forever if entry.ttl is None else store._timed[entry.ttl]
+        assert cache[name] is entry
+
+
+INTERRUPTED = {
+    "new": [("new", b"1", None)],
+    "new with a ttl": [("new", b"1", TTL)],
+    "existing": [("a", b"1", None)],
+    "existing with a ttl": [("t", b"1", TTL)],
+    "removed": [("a", None, None)],
+    "removed with a ttl": [("t", None, TTL)],
+    "of another ttl": [("a", b"1", TTL)],
+    "of no ttl any more": [("t", b"1", None)],
+    "several": [("a", b"1", None), ("b", None, None), ("t", b"2", TTL), ("new", b"3", TTL)],
+    "none": [],
+}
+
+
+class TestInterrupted:
+    """An exception out of a signal handler may come at any line."""
+
+    @pytest.fixture
+    def make(self, clock):
+        def make(maxsize=100):
+            store = MemoryStore(maxsize, clock=clock)
+            save(store, "least", "a", "b")
+            save(store, "t", "u", ttl=TTL)
+            return store
+
+        return make
+
+    def check(self, store, clock, *states):
+        """It is in one of these states, and works."""
+        assert free(store._mutex)
+        state = {name: store.peek(name) for name in sorted(store.names(""))}
+        assert state in states
+        assert sorted(store._entries) == sorted(state)
+        consistent(store)
+        for name, ttl in (("a", None), ("t", TTL), ("new", TTL), ("other", None)):
+            update(store, name, b"next", ttl)
+            assert read(store, name) == b"next"
+        consistent(store)
+        clock.advance(TTL)
+        assert kept(store, "a", "t", "new", "other") == ["a", "other"]
+        assert read(store, "t") is None
+        consistent(store)
+        assert not store._timed
+
+    @pytest.mark.parametrize("changes", INTERRUPTED.values(), ids=INTERRUPTED)
+    @pytest.mark.parametrize("maxsize", [100, 5])
+    def test_commit(self, make, clock, changes, maxsize):
+        """All or nothing of it is there. Sessions that made room for it are no part of that."""
+        before = dict.fromkeys(("least", "a", "b", "t", "u"), b"content")
+        after = {**before, **{name: payload for name, payload, _ in changes}}
+        after = {name: payload for name, payload in after.items() if payload is not None}
+        states = [before, after]
+        if len(after) > maxsize:
+            states.append({name: payload for name, payload in after.items() if name != "least"})
+
+        def commit(store):
+            lease, _ = store.open([name for name, _, _ in changes] or ["a"], 0)
+            if changes and maxsize == 5:
+                read(store, "u")
+            yield
+            store.commit(lease, changes)
+
+        for store in interruptions(lambda: make(maxsize), commit):
+            store.commit(None, [])
+            self.check(store, clock, *states)
+
+    @pytest.mark.parametrize(
+        "use",
+        [
+            lambda store: store.open(["a", "t", "none"], 0),
+            lambda store: list(store.names("")),
+            lambda store: store.peek("t"),
+            len,
+            MemoryStore.clear,
+        ],
+        ids=["open", "names", "peek", "len", "clear"],
+    )
+    @pytest.mark.parametrize("seconds", [0, TTL - 1, TTL])
+    def test_other_uses(self, make, clock, use, seconds):
+        content = dict.fromkeys(("least", "a", "b", "t", "u"), b"content")
+        if seconds == TTL:
+            del content["t"], content["u"]
+
+        def run(store):
+            clock.advance(seconds)
+            yield
+            use(store)
+
+        for store in interruptions(make, run):
+            states = [content, {}] if use is MemoryStore.clear else [content]
+            self.check(store, clock, *states)
+
+    def test_within_cachetools(self, make, clock):
+        """Where a cache is left half changed."""
+        changes = [("t", b"1", TTL), ("a", None, None), ("b", b"1", TTL), ("new", b"1", TTL)]
+        before = dict.fromkeys(("least", "a", "b", "t", "u"), b"content")
+        after = {"least": b"content", "b": b"1", "t": b"1", "u": b"content", "new": b"1"}
+
+        def commit(store):
+            yield
+            store.commit(None, changes)
+
+        for store in interruptions(make, commit, cachetools.__file__):
+            self.check(store, clock, before, after)
+
+    @pytest.mark.parametrize("what", ["_place", "_cache", "_clock"])
+    def test_twice(self, make, clock, what, monkeypatch):
+        """While things are put in order after the first."""
+        store, interrupts = make(), []
+
+        def interrupted(*args):
+            interrupts.append(args)
+            raise Interrupt
+
+        with monkeypatch.context() as patched:
+            patched.setattr(store, what, interrupted)
+            with pytest.raises(Interrupt):
+                store.commit(None, [("t", b"1", TTL + 1), ("new", b"1", TTL)])
+
+        assert len(interrupts) == 2
+        self.check(store, clock, dict.fromkeys(("least", "a", "b", "t", "u"), b"content"))
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
+    def test_a_fork_while_a_thread_changes_it(self, make, clock):
+        store = make()
+        held, leave = threading.Event(), threading.Event()
+
+        def work():
+            with store._mutex:
+                store._entries.popitem()  # and the rest of it would follow
+                held.set()
+                assert leave.wait(TIMEOUT)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        assert held.wait(TIMEOUT)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Python 3.12, that threads don't come along
+            child = os.fork()
+        if not child:
+            try:
+                consistent(store)
+                save(store, "new", "t", ttl=TTL)
+                os._exit(kept(store, "new", "t", "u") != ["new", "t"])
+            finally:
+                os._exit(3)
+        leave.set()
+        thread.join(TIMEOUT)
+
+        assert os.waitpid(child, 0)[1] == 0

@@ -117,7 +117,7 @@ MESSAGES = {
     "a session that contains itself": (
         lambda: handle("message.session['me'] = message.session", store={}),
         SessionDataError,
-        ["session", "'session:42:42'", "codec=JSON"],
+        ["session['me']", "'session:42:42'", "contains itself", "codec=JSON", "flatter"],
     ),
 }
 
@@ -158,6 +158,41 @@ def test_a_value_that_can_not_be_kept(make_store, value, place, what, cure):
         session(lambda message: message.session.update({"a b": value}))(message())
 
     assert ("JSON" in str(caught.value)) == (make_store is dict)
+
+
+def nest(message):
+    for _ in range(1_000):
+        message.session["deep"] = [message.session.get("deep")]
+
+
+@pytest.mark.parametrize("codec", [None, pickle])
+def test_what_is_nested_too_deeply(codec):
+    """4.3 The message says so, and not that lists can't be kept."""
+    with says(SessionDataError, "session['deep'] ", "nested too deeply", "flatter") as caught:
+        with_session(store={}, codec=codec)(nest)(message())
+
+    assert "type list" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("codec", [None, pickle])
+def test_a_state_of_the_bot_itself(codec):
+    """4.3 A state would come back unequal: the message says what to store instead."""
+    words = ["session['state'] ", "State", "pyTelegramBotAPI", "Form.name.name", "Nothing was"]
+    with says(SessionDataError, *words):
+        handle(
+            "message.session['state'] = __import__('telebot').states.State()",
+            store={},
+            codec=codec,
+        )
+
+
+def test_a_long_key():
+    """7 Keys are content, too: a message shows no more than their beginning."""
+    with says(SessionDataError, "session['a note: aaaa", "...]") as caught:
+        handle(f"message.session['a note: ' + 'a' * 40 + '{SECRET}'] = {{1}}", store={})
+
+    assert "a" * 20 not in str(caught.value)
 
 
 @pytest.mark.parametrize(

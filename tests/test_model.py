@@ -24,7 +24,7 @@ from telesession import (
     keys,
     with_session,
 )
-from telesession.locks import locks
+from telesession import _locks
 from tests.updates import GROUP, OTHER, PRIVATE, UPDATES, USER, make
 
 USERS = {user["id"]: user for user in (USER, OTHER)}
@@ -457,7 +457,7 @@ class AllOrNothing(RuleBasedStateMachine):
 
     @invariant()
     def nothing_stays_locked(self):
-        assert len(locks) == 0
+        assert _locks.held() == 0
 
     def teardown(self):
         left = Counter()

@@ -4,6 +4,7 @@ import gc
 import json
 import pickle
 import time
+import tracemalloc
 import weakref
 from datetime import datetime, timedelta
 
@@ -177,6 +178,98 @@ def test_nothing_is_left(mongo):
         dying.acquire([f"dead:{user}"], "token", 0)
     assert mongo.count_documents({}) > 0
     until(lambda: not mongo.count_documents({}))
+
+
+# What is stored, without a lease
+
+
+NAMES = [
+    f"user_a:{key}"
+    for key in (
+        "1",
+        "{b}",
+        "}",
+        ".*",
+        "*",
+        "$",
+        "^",
+        "\\",
+        "?[a]",
+        "é 😀\n",
+        "\n",
+        "(",
+        "|",
+        "a-b #",
+    )
+]
+ALIKE = ["userXa:1", "User_A:1", "user_a", "user_ab:1", "xuser_a:1", "x\nuser_a:1", "user_a1:"]
+
+
+@pytest.mark.parametrize("page", [1, 2, 3, 1000])
+def test_names(store, mongo, monkeypatch, page):
+    """Exactly those of a prefix that are stored, however the pages fall."""
+    monkeypatch.setattr("telesession.mongo._PAGE", page)
+    assert list(store.names("user_a:")) == []
+    mongo.insert_many([{"_id": name, "session": {}} for name in NAMES + ALIKE])
+    past, future = datetime(2020, 1, 1), datetime(2999, 1, 1)
+    mongo.insert_many(
+        [
+            {"_id": "user_a:over", "session": {}, "expires": past, "delete_at": future},
+            {"_id": "user_a:later", "session": {}, "expires": future},
+            {"_id": bson.ObjectId(), "session": {}},
+        ]
+    )
+    leases = [store.open([name], 0)[0] for name in ("user_a:1", "user_a:never stored")]
+    expected = sorted([*NAMES, "user_a:later"])
+    assert sorted(store.names("user_a:")) == expected
+    assert sorted(store.names("User_A:")) == ["User_A:1"]
+    assert sorted(store.names("user_a:.*")) == ["user_a:.*"]
+    assert sorted(store.names("")) == sorted(expected + ALIKE)
+    for lease in leases:
+        store.commit(lease, ())
+
+
+def test_many_names(store, mongo):
+    """Each comes once, page by page, and they are not in memory together."""
+    mongo.insert_many([{"_id": f"session:{number}", "session": {}} for number in range(2500)])
+    found, names = bytearray(2500), store.names("session:")
+    found[int(next(names).removeprefix("session:"))] += 1
+    put({"n": 1}, store=store)  # others, and the one who iterates, can write meanwhile
+    tracemalloc.start()
+    for name in names:
+        if name != NAME:
+            found[int(name.removeprefix("session:"))] += 1
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert set(found) == {1}
+    assert peak < 3_000_000
+
+
+def test_reading_asks_the_primary(mongo):
+    """Secondaries are late: what was just saved may be missing there."""
+    secondary = mongo.with_options(read_preference=pymongo.ReadPreference.SECONDARY)
+    store = MongoStore(secondary)
+    assert store._documents.read_preference == pymongo.ReadPreference.PRIMARY
+    assert store.collection is secondary
+
+
+def test_peek(store, mongo):
+    """Reads without a lease, and leaves all as it is; also while others have it leased."""
+    assert store.peek(NAME) is None
+    lease, _ = store.open([NAME], 0)
+    assert store.peek(NAME) is None
+    store.commit(lease, [(NAME, '{"n":1}', 60)])
+    lease, _ = store.open([NAME], 0)
+    before = mongo.find_one()
+    assert store.peek(NAME) == '{"n":1}'
+    assert mongo.find_one() == before
+    mongo.update_one({}, {"$set": {"expires": datetime(2020, 1, 1)}})
+    assert store.peek(NAME) is None
+    store.commit(lease, [(NAME, b"\xff", None)])
+    assert store.peek(NAME) == b"\xff"
+    mongo.update_one({}, {"$set": {"session": [1]}})
+    with says(SessionDataError, repr(NAME)):
+        store.peek(NAME)
 
 
 # Several at once

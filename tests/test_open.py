@@ -197,7 +197,7 @@ def test_a_wrong_key(session, key):
         pass
 
 
-@pytest.mark.parametrize("busy", ["queue", "drop"])
+@pytest.mark.parametrize("busy", ["drop", lambda update: pytest.fail("asked")])
 def test_it_waits_whatever_busy_says(store, busy):
     """Nobody is there whom the block could be left to."""
     session = with_session(store=store, busy=busy)

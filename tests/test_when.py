@@ -10,8 +10,8 @@ from telebot import types
 from telebot.handler_backends import ContinueHandling
 
 from telesession import MemoryStore, SessionClosed, keys, with_session
-from telesession.locks import locks
-from telesession.routing import passed, sweeper
+from telesession import _locks
+
 from telesession.testing import Chat
 from tests.helpers import Failure, count, nobody, run_together, says, until
 from tests.stores import TIMEOUT, Bot, Leasing, WatchedStore, message, payload, put
@@ -20,8 +20,7 @@ from tests.stores import TIMEOUT, Bot, Leasing, WatchedStore, message, payload, 
 @pytest.fixture(autouse=True)
 def nothing_left():
     yield
-    until(lambda: len(locks) == 0)
-    assert not passed
+    until(lambda: _locks.held() == 0)
 
 
 @pytest.fixture
@@ -278,7 +277,7 @@ class TestPassingOn:
         """The session is free as soon as pyTelegramBotAPI is through with the update."""
         bot.register_message_handler(session.when(n=1)(pytest.fail))
         assert Chat(bot).send("hi") == []
-        assert len(locks) == 0
+        assert _locks.held() == 0
 
     def test_a_later_handler_raises(self, bot, store, session):
         """Whoever waits for the session gets it, though a traceback keeps the claim alive."""
@@ -313,10 +312,10 @@ class TestPassingOn:
                 Chat(bot, user=own).send("hi")
             together.wait(TIMEOUT)
             assert caught.value.__traceback__
-            return session(lambda message: len(locks))(message(others))
+            return session(lambda message: _locks.held())(message(others))
 
         assert max(run_together(lambda: work(1, 2), lambda: work(2, 1))) <= 2
-        assert len(locks) == 0
+        assert _locks.held() == 0
 
     def test_one_update_for_two_bots(self, store):
         """Each has its own handlers, and its own thread, and lets go of what it locked."""
@@ -332,8 +331,7 @@ class TestPassingOn:
             bot.process_new_updates([update])
 
         assert run_together(lambda: work("one"), lambda: work("two")) == [None, None]
-        until(lambda: len(locks) == 0)
-        assert not passed
+        until(lambda: _locks.held() == 0)
 
     def test_ctrl_c_while_it_is_let_go(self, bot):
         """All of it is, and the interrupt comes through."""
@@ -350,7 +348,7 @@ class TestPassingOn:
         with pytest.raises(KeyboardInterrupt):
             Chat(bot).send("hi")
         assert [len(store.leases) for store in stores] == [0, 0]
-        assert len(locks) == 0
+        assert _locks.held() == 0
 
     def test_a_store_that_is_slow_to_let_go(self, bot):
         """Is no concern of those who wait for sessions of another store."""
@@ -460,9 +458,9 @@ class TestPassingOn:
             with pytest.raises(Failure) as caught:
                 Chat(bot).send("hi")
             assert caught.value.__traceback__
-            assert len(locks) == 1
+            assert _locks.held() == 1
             sweeper.look()
-        assert len(locks) == 0
+        assert _locks.held() == 0
 
     def test_garbage_is_left_to_the_sweeper(self, bot, session):
         """It may be collected anywhere, also where a lock of ours is held."""
@@ -473,7 +471,7 @@ class TestPassingOn:
         def between(message):
             (left,) = passed
             (lambda: left.dropped())()  # as the collector would, which was at work in this frame
-            collected.append(len(locks))
+            collected.append(_locks.held())
 
         Chat(bot).send("hi")
         assert collected == [1]

@@ -30,6 +30,8 @@ CHANNEL_BOT = {
 }
 TELEGRAM = {"id": 777000, "is_bot": False, "first_name": "Telegram"}
 
+BUTTON = {"inline_keyboard": [[{"text": "Again", "callback_data": "again"}]]}
+
 PRIVATE = {"id": 42, "type": "private", "first_name": "Ada", "username": "ada"}
 GROUP = {"id": -1001, "type": "supergroup", "title": "Group"}
 FORUM = {**GROUP, "is_forum": True}
@@ -247,7 +249,7 @@ VARIANTS: dict[str, tuple[str, dict]] = {
     ),
     "callback on a channel post": (
         "callback_query",
-        _callback_query(message=_message(CHANNEL, None, sender_chat=CHANNEL)),
+        _callback_query(message=_message(CHANNEL, None, sender_chat=CHANNEL, reply_markup=BUTTON)),
     ),
     "callback on an inline message": ("callback_query", _callback_query(inline_message_id="AAA")),
     "callback on an inaccessible message": (

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import Sequence
 from typing import Any
 
 import aiogram
@@ -40,11 +39,12 @@ class Asynchronous(Contender):
         await asyncio.sleep(self.pause(user))
         data["n"] = n + 1
 
-    def run(self, updates: Sequence[Any]) -> None:
+    def run(self, updates: list[Any]) -> None:
         async def one_by_one() -> None:
-            for update in updates:
+            updates.reverse()
+            while updates:
                 try:
-                    await self.feed(update)
+                    await self.feed(updates.pop())
                 except Exception as error:
                     self.errors.append(error)
 

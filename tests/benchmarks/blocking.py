@@ -4,21 +4,19 @@ import json
 import logging
 import math
 import pickle
+import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import cachetools
 import redis
-import sqlalchemy
 import telebot
 import telebot.storage
 from telebot import types
 
 from telesession import MemoryStore, keys, with_session
-from telesession.redis import RedisStore
-from telesession.sql import SQLStore
 from tests.benchmarks.contenders import BOT, TOKEN, Contender, Data, count, update_json
 
 logging.getLogger("TeleBot").setLevel(logging.CRITICAL)  # errors are collected, not printed
@@ -50,10 +48,27 @@ class Bare(Contender):
         )
         self.bot._user = types.User(**BOT)  # saves retrieve_data a getMe
         self.work: Callable[[Data, int], None] = count if self.pause is None else self.slowly
-        self.bot.register_message_handler(self.handler())
+        for handler in self.handlers():
+            self.bot.register_message_handler(handler)
+        if self.threads:
+            self.done: queue.SimpleQueue[None] = queue.SimpleQueue()
+            pool: Any = self.bot.worker_pool
+            self.put_task, pool.put = pool.put, self.put_counted
+
+    def put_counted(self, task: Callable[..., object], *args: Any, **kwargs: Any) -> None:
+        def counted() -> None:
+            try:
+                task(*args, **kwargs)
+            finally:
+                self.done.put(None)
+
+        self.put_task(counted)
 
     def storage(self) -> Any:
         return telebot.storage.StateMemoryStorage()
+
+    def handlers(self) -> list[Handler]:
+        return [self.handler()]
 
     def handler(self) -> Handler:
         pause = self.pause
@@ -72,48 +87,79 @@ class Bare(Contender):
     def update(self, user: int) -> Any:
         return types.Update.de_json(update_json(user))
 
-    def run(self, updates: Sequence[Any]) -> None:
-        self.bot.process_new_updates(updates)
-        if self.threads:  # tasks are taken in order: each worker meets us when it has no other left
-            met = threading.Barrier(self.threads + 1)
-            for _ in range(self.threads):
-                self.bot.worker_pool.put(met.wait)
-            met.wait()
+    def run(self, updates: list[Any]) -> None:
+        if self.threads:
+            self.bot.process_new_updates(updates)
+            for _ in updates:  # the worker threads are not asked: there may be more of them by now
+                self.done.get()
+        else:
+            updates.reverse()
+            while updates:
+                self.bot.process_new_updates([updates.pop()])
 
     def close(self) -> None:
-        if self.threads:  # closing the pool would wait until its threads look, twice a second
-            for _ in range(self.threads):
-                self.bot.worker_pool.put(lambda: threading.current_thread().stop())
+        if self.threads:
+            workers: Any = list(self.bot.worker_pool.workers)
+            for worker in workers:
+                worker.stop()
+            for _ in workers:  # they would look twice a second only
+                self.put_task(lambda: None)
 
 
 class Telesession(Bare):
     """Our own: ``with_session`` on one of our stores."""
 
     kind = "memory"
-    busy = "wait"
     lease = 10.0
+    ttl: float | None = None
+    whens = 1  #: how many handlers under ``when`` there are, of which the last one matches
+    others_ttl: float | None = None  #: of another session, which is on the same store
     engine: Any = None
 
     def setup(self) -> None:
         if self.kind == "memory":
             self.store: Any = MemoryStore()
         elif self.kind == "redis":
+            from telesession.redis import RedisStore
+
             self.store = RedisStore(redis.Redis.from_url(self.place.redis_url), lease=self.lease)
         else:
+            import sqlalchemy
+
+            from telesession.sql import SQLStore
+
             url = self.place.postgres_url if self.kind == "postgres" else self.place.sqlite_url
             self.engine = sqlalchemy.create_engine(url, pool_size=16)
             if self.kind == "sqlite, normal":
                 sqlalchemy.event.listen(self.engine, "connect", self.no_waiting)
             self.store = SQLStore(self.engine, lease=self.lease)
+        if self.others_ttl is not None:
+            with with_session(property="other", ttl=self.others_ttl, store=self.store).open(
+                key="other"
+            ) as other:
+                count(other, 0)
         super().setup()
 
     @staticmethod
     def no_waiting(connection: Any, record: Any) -> None:
         connection.execute("PRAGMA synchronous = NORMAL")
 
+    def handlers(self) -> list[Handler]:
+        if self.whens == 1:
+            return [self.handler()]
+        session = with_session(ttl=self.ttl, store=self.store)
+        self.declarations = [session]
+        return [session.when(step=step)(self.counting()) for step in range(1, self.whens + 1)]
+
+    @staticmethod
+    def counting() -> Handler:
+        def handler(message: Any) -> None:
+            count(message.session, 0)
+
+        return handler
+
     def handler(self) -> Handler:
-        options: Any = {"store": self.store, "busy": self.busy}
-        session = with_session(**options)
+        session = with_session(ttl=self.ttl, store=self.store)
         self.declarations = [session]
         work = self.work
 
@@ -143,6 +189,8 @@ class Telesession(Bare):
             with declaration.open(message) as session:
                 session.clear()
                 session.update(data)
+                if self.whens > 1:
+                    session["step"] = self.whens
 
     def get(self, user: int) -> Data:
         with self.declarations[0].open(key=f"{user}:{user}") as session:

@@ -6,7 +6,7 @@ that has one should not wait for the libraries of all.
 """
 
 import pkgutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from tests.benchmarks.places import Place
@@ -53,8 +53,16 @@ class Contender:
         """An update of ``user``, in the bot's own type."""
         raise NotImplementedError
 
-    def run(self, updates: Sequence[Any]) -> None:
-        """Have the dispatcher handle updates; returns when that is done."""
+    def updates(self, times: int, user: int) -> list[Any]:
+        """New updates of ``user``: as in life, no dispatcher is given the same object again."""
+        return [self.update(user) for _ in range(times)]
+
+    def run(self, updates: list[Any]) -> None:
+        """Have the dispatcher handle updates; returns when that is done.
+
+        Without threads each one comes alone and is dropped when it is handled, as in life: what a
+        session left on it goes with it.
+        """
         raise NotImplementedError
 
     def put(self, user: int, data: Data) -> None:
@@ -76,7 +84,6 @@ _USER_DATA = "asynchronous:UserData"
 #: By name, the class and its options.
 CONTENDERS: dict[str, tuple[str, dict[str, Any]]] = {
     "telesession, memory": (_TELESESSION, {"kind": "memory"}),
-    'telesession, memory, busy="queue"': (_TELESESSION, {"kind": "memory", "busy": "queue"}),
     "telesession, Redis": (_TELESESSION, {"kind": "redis"}),
     "telesession, SQLite": (_TELESESSION, {"kind": "sqlite"}),
     "telesession, SQLite, synchronous=NORMAL": (_TELESESSION, {"kind": "sqlite, normal"}),

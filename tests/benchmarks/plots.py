@@ -79,6 +79,7 @@ def cost_by_size(rows: Mapping[str, Any]) -> str:
         ]
         for place, size in enumerate(row["columns"])
     }
+    groups = {size: group for size, group in groups.items() if len(group) > 1}
     return bars(f"{row['title']}, in µs (logarithmic)", groups, log=True)
 
 

@@ -69,7 +69,7 @@ def main(place: str) -> None:
         name, options, task, times = json.loads(line)
         pause = hold if task == "hold" else lambda user: random.random() * 0.003
         contender = make(name, Place(**json.loads(place)), pause=pause, **options)
-        updates = [contender.update(42)] * times
+        updates = contender.updates(times, 42)
         say("ready")
         sys.stdin.readline()
         contender.run(updates)

@@ -19,11 +19,13 @@ README = ROOT / "README.rst"
 RESULTS = Path(__file__).parent / "results" / "results.json"
 MARKED = re.compile(r"(?<=^\.\. begin figures\n)(.*?)(?=^\.\. end figures$)", re.M | re.S)
 
-#: The rows that the README shows, each with its columns, or all of them; and the plot behind it.
+#: The rows that the README shows, of those that there are figures of, each with its columns, or all
+#: of them; and the plot behind it.
 SHOWN: dict[str, tuple[list[str], str]] = {
     "kept": (["2 threads", "8 threads", "all at once"], "lost_updates.svg"),
     "processes": (["kept, one by one", "s, one by one", "kept, concurrent", "s, concurrent"], ""),
     "cost": ([], "cost_by_size.svg"),
+    "instructions": ([], ""),
     "redis": ([], ""),
     "disk": ([], ""),
     "flood": ([], ""),
@@ -37,7 +39,9 @@ def figures(results: Mapping[str, Any]) -> str:
     """What stands between the markers."""
     parts = [f"Measured in one run on {measured_on(results)}"]
     for name, (columns, plot) in SHOWN.items():
-        row = results["rows"][name]
+        row = results["rows"].get(name)
+        if row is None:
+            continue
         parts += [f"*{row['title']}* ({row['unit']}):", rst_of(row, columns), *row["notes"]]
         if plot:
             image = f".. image:: {(RESULTS.parent / plot).relative_to(ROOT).as_posix()}"

@@ -10,6 +10,7 @@ ROWS: dict[str, tuple[Callable[[Bench], Table], tuple[str, ...]]] = {
     "kept": (safety.kept, ("redis", "postgres")),
     "processes": (safety.processes, ("redis", "postgres")),
     "cost": (speed.cost, ()),
+    "instructions": (speed.counted, ()),
     "redis": (speed.on_redis, ("redis",)),
     "disk": (speed.on_disk, ("postgres",)),
     "threads": (speed.threads, ()),

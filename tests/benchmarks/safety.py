@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.measure import COUNTER, USER, Bench, Lines, Table
+from tests.benchmarks.columns import COUNTER
+from tests.benchmarks.measure import USER, Bench, Lines, Table
 from tests.benchmarks.process import Process
 
 SERVED = ["telesession, Redis", "telesession, SQLite", "telesession, PostgreSQL"]
@@ -33,9 +34,9 @@ def kept(bench: Bench) -> Table:
     for name, place in bench.steps(places):
         with bench.contenders([name], threads=(2, 8, 8)[place], pause=slowly) as made:
             contender = made[name]
-            updates = [contender.update(USER)] * times
             found, seconds = [], []
             for _ in range(rounds):
+                updates = contender.updates(times, USER)
                 contender.put(USER, COUNTER)
                 start = time.perf_counter()
                 contender.run(updates)
@@ -99,8 +100,8 @@ def counted(
 
 def flood(bench: Bench) -> Table:
     rounds, number, seconds = bench.pick((3, 20, 0.1), (1, 20, 0.01))
-    names = ["telesession, memory", 'telesession, memory, busy="queue"']
-    names += ["bare pyTelegramBotAPI", "pyTelegramBotAPI, memory", "aiogram, memory, isolated"]
+    names = ["bare pyTelegramBotAPI", "telesession, memory", "pyTelegramBotAPI, memory"]
+    names += ["aiogram, memory, isolated"]
     lines: Lines = {}
     for name in bench.steps([*names, "python-telegram-bot, user_data"]):
         each = [one_flood(bench, name, number, seconds) for _ in range(rounds)]
@@ -131,7 +132,7 @@ def one_flood(bench: Bench, name: str, number: int, seconds: float) -> tuple[flo
         contender = made[name]
         contender.put(USER, COUNTER)
         contender.put(USER + 1, COUNTER)
-        updates = [contender.update(USER)] * number + [contender.update(USER + 1)]
+        updates = [*contender.updates(number, USER), contender.update(USER + 1)]
         start = time.perf_counter()
         contender.run(updates)
         return waits[0], contender.get(USER).get("n", 0)
@@ -147,14 +148,14 @@ def killed(bench: Bench) -> Table:
         for _ in range(rounds):
             with bench.contenders([name], **given) as made, Process(bench.place) as holder:
                 holder.give(name, given, "hold", 1)
-                update = made[name].update(USER)
-                made[name].run([update])
+                before, after = made[name].updates(2, USER)
+                made[name].run([before])
                 holder.read()
                 holder.go()
                 holder.read()  # it is inside
                 holder.popen.kill()
                 start = time.perf_counter()
-                made[name].run([update])
+                made[name].run([after])
                 found.append(time.perf_counter() - start)
         lines[name] = [statistics.median(found), max(found), lease, default]
     return Table(

@@ -50,7 +50,7 @@ def checked_callable(option: str, value: Any) -> Callable[..., Any]:
         what = "can't be called"
     elif inspect.iscoroutinefunction(value):
         what = "is asynchronous"
-    elif not _takes(value, arguments):
+    elif not takes(value, arguments):
         what = f"can't be called {how}"
     else:
         return value  # type: ignore[no-any-return]
@@ -61,11 +61,12 @@ def checked_callable(option: str, value: Any) -> Callable[..., Any]:
 _CALLS = {
     "key": (1, "with an update", "telesession.keys.user_chat"),
     "initial": (0, "without arguments", "dict"),
+    "upgrade": (1, "with a session's data", "lambda data: data.setdefault('cart', [])"),
     "when": (1, "with a session", "lambda session: 'step' in session"),
 }
 
 
-def _takes(function: Callable[..., Any], arguments: int) -> bool:
+def takes(function: Callable[..., Any], arguments: int) -> bool:
     """Whether a function can be called with so many arguments, as far as its signature tells."""
     try:  # not that of what it wraps, which a decorator may give further arguments
         signature = inspect.signature(function, follow_wrapped=False)
@@ -96,10 +97,15 @@ def checked_seconds(option: str, value: Any) -> float:
     return seconds
 
 
-def checked_busy(busy: Any) -> str:
-    if busy not in ("wait", "queue", "drop"):
-        raise ValueError(f"busy={busy!r} must be 'wait', 'queue' or 'drop'")
-    return str(busy)
+def checked_busy(busy: Any) -> Any:
+    if callable(busy) and not inspect.iscoroutinefunction(busy):
+        return busy
+    if not isinstance(busy, str) or busy not in ("wait", "drop"):
+        raise ValueError(
+            f"busy={busy!r} must be 'wait', 'drop', or a function that is called in the handler's "
+            "place, such as lambda call: bot.answer_callback_query(call.id, 'One moment')"
+        )
+    return busy
 
 
 def called(thing: Any) -> str:

@@ -1,0 +1,148 @@
+"""What each thread is in the middle of: visits, and pyTelegramBotAPI's dispatch of an update.
+
+pyTelegramBotAPI tries one handler after the other. A handler under `when` for which the update is
+not leaves its visit to the dispatch, with its sessions locked. The next handler of the same
+sessions takes them over; anything else of the thread that wants them joins them. When the dispatch
+ends, however it ends, what is left is settled.
+
+The dispatch is known because two methods of `TeleBot` are wrapped as soon as `when` is used. They
+are private to pyTelegramBotAPI: where it lacks them, no dispatch is known, and a handler under
+`when` lets go of its sessions at once.
+"""
+
+import contextlib
+import functools
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from telesession._forks import per_process
+
+
+class Dispatch:
+    """One update's way through the handlers of a bot, on one thread."""
+
+    task = None  #: of an event loop
+    around: Any = None  #: what the thread was in the middle of
+    linked = False  #: whether the thread's visits find it
+    filtering = False  #: whether a handler's filters are being asked
+
+    def __init__(self) -> None:
+        self.left: list[Any] = []  #: visits that handlers have left, still open
+        self.refused: set[Any] = set()  #: sessions that were in use, and are not asked for again
+
+    def link(self) -> None:
+        """Be found by visits of this thread from now on."""
+        if not self.linked:
+            thread = threading.get_ident()
+            self.around = innermost.get(thread)
+            self.linked = True
+            innermost[thread] = self
+
+    def keep(self, visit: Any) -> None:
+        """Have what a handler leaves for the next one."""
+        self.left = [*(one for one in self.left if one.left), visit]
+        self.link()
+
+    def refuse(self, locks: Any, name: str) -> bool:
+        """Note that a session was in use; whether that is new."""
+        new = (locks, name) not in self.refused
+        self.refused.add((locks, name))
+        self.link()
+        return new
+
+    def offers(self, visit: Any) -> bool:
+        """Whether the handler that comes now may take over that visit."""
+        mine = running.get(threading.get_ident()) is self
+        return mine and not self.filtering and any(one is visit for one in self.left)
+
+    def settle(self) -> None:
+        """Save what was changed in the visits that are left, and let go of them."""
+        try:
+            while self.left:
+                self.left[-1].settle()
+                self.left.pop()
+        finally:
+            for visit in self.left[::-1]:  # one has failed, or was interrupted
+                with contextlib.suppress(Exception):
+                    visit.settle()
+            self.left.clear()
+            if self.linked:
+                unlink(threading.get_ident(), self)
+
+
+#: By thread, its innermost visit, or dispatch with sessions left; each knows the one `around` it.
+innermost: dict[int, Any] = {}
+#: By thread, the dispatch that is running.
+running: dict[int, Dispatch] = {}
+
+
+def _forget(_: Any) -> None:
+    innermost.clear()
+    running.clear()
+
+
+per_process(Dispatch, _forget)
+
+
+def unlink(thread: int, entry: Any) -> None:
+    """Take a visit or dispatch out of what its thread is in the middle of."""
+    inside = innermost.get(thread)
+    if inside is entry:
+        if entry.around is None:
+            del innermost[thread]
+        else:
+            innermost[thread] = entry.around
+        return
+    while inside is not None:  # tasks of an event loop leave their visits in any order
+        if inside.around is entry:
+            inside.around = entry.around
+            return
+        inside = inside.around
+
+
+@functools.cache
+def watch() -> Callable[[], Any]:
+    """Be told of every dispatch from now on; what makes the answer "go on to the next handler"."""
+    from telebot import TeleBot
+    from telebot.handler_backends import ContinueHandling
+
+    run: Any = getattr(TeleBot, "_run_middlewares_and_handler", None)
+    test: Any = getattr(TeleBot, "_test_message_handler", None)
+    if run is None or test is None:
+        return ContinueHandling  # type: ignore[no-any-return]
+
+    @functools.wraps(run)
+    def dispatched(*args: Any, **kwargs: Any) -> Any:
+        thread = threading.get_ident()
+        around = running.get(thread)
+        here = Dispatch()
+        try:
+            try:
+                running[thread] = here
+                return run(*args, **kwargs)
+            finally:
+                if here.linked:
+                    here.settle()
+        finally:
+            if here.left:
+                here.settle()
+            if around is None:
+                running.pop(thread, None)
+            else:
+                running[thread] = around
+
+    @functools.wraps(test)
+    def tested(*args: Any, **kwargs: Any) -> Any:
+        here = running.get(threading.get_ident())
+        if here is None or not here.linked:
+            return test(*args, **kwargs)
+        here.filtering = True
+        try:
+            return test(*args, **kwargs)
+        finally:
+            here.filtering = False
+
+    for name, wrapped in (("_run_middlewares_and_handler", dispatched), ("_test_message_handler", tested)):
+        setattr(TeleBot, name, wrapped)
+    return ContinueHandling  # type: ignore[no-any-return]

@@ -1,0 +1,255 @@
+"""The one wrapper that a handler gets, however many sessions are declared on it."""
+
+import functools
+import inspect
+import logging
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias, TypeVar
+
+from telesession._checks import called, check_handler, takes
+from telesession._dispatch import running, watch
+from telesession._options import Options
+from telesession._session import NoSession
+from telesession._visit import Dropped, Visit
+from telesession.errors import SessionBusy
+
+logger = logging.getLogger("telesession")
+
+Handler = TypeVar("Handler", bound=Callable[..., Any])
+_MARK = "__telesession__"
+
+
+class Condition:
+    """What a handler under `when` asks of a session.
+
+    Args:
+        functions: each takes the session or, if it can, the session and the update.
+        values: by key, what the session has to have there: the value itself, or one of a set.
+    """
+
+    def __init__(self, functions: Sequence[Callable[..., object]], values: dict[str, Any]) -> None:
+        self.functions = [
+            (function, takes(function, 2) and not takes(function, 1)) for function in functions
+        ]
+        self._values = [(key, *_alternatives(key, value)) for key, value in values.items()]
+
+    def __call__(self, session: Any, update: Any) -> bool:
+        for key, several, value in self._values:
+            found = session.get(key)
+            if not (any(found == one for one in value) if several else found == value):
+                return False
+        return all(
+            function(session, update) if both else function(session)
+            for function, both in self.functions
+        )
+
+
+def _alternatives(key: str, value: Any) -> tuple[bool, Any]:
+    """Whether there are several values to compare with, and the one, or those."""
+    if isinstance(value, (set, frozenset)):
+        return True, [_named(key, one) for one in value]
+    return False, _named(key, value)
+
+
+def _named(key: str, value: Any) -> Any:
+    """A `State` of pyTelegramBotAPI stands for its name."""
+    if any(kind.__name__ == "State" and kind.__module__ == "telebot.states" for kind in type(value).__mro__):
+        if value.name is None:
+            raise ValueError(f"when({key}=State()): a State without a StatesGroup has no name")
+        return value.name
+    return value
+
+
+class Stack:
+    """What a wrapper carries: the handler, and the declarations on it."""
+
+    def __init__(self, options: Options, handler: Any, condition: Condition | None) -> None:
+        mine = [(options, condition)]
+        self.handler = handler
+        self.wrapper: Any = None
+        # functools.wraps copies __dict__, so the stack that a foreign decorator wraps shows
+        # through it; only a wrapper's own stack is taken apart.
+        inner = getattr(handler, _MARK, None)
+        if isinstance(inner, Stack) and inner.wrapper is handler:
+            mine += inner.declared
+            self.handler = inner.handler
+        properties = [each.property for each, _ in mine]
+        if len(set(properties)) < len(properties):
+            raise ValueError(
+                f"property={options.property!r} is declared twice on {called(handler)}: "
+                "give each session of a stack a property of its own. (when(...) declares its "
+                "session itself, and takes several conditions at once.)"
+            )
+        self.declared = mine  #: outermost first
+        self.conditions = [(each.property, when) for each, when in mine if when is not None]
+        self.asks = any(when.functions for _, when in self.conditions)
+        #: in the order in which everybody locks, so that no two can block each other
+        self.options = tuple(sorted((each for each, _ in mine), key=lambda each: each.prefix))
+        stores = {id(each.store): each.store for each in self.options}
+        self.store = options.store if len(stores) == 1 else None
+        self.lock_timeout = min(each.lock_timeout for each in self.options)
+        if all(each.busy != "wait" for each in self.options):
+            self.lock_timeout = 0.0  # of other processes, too
+
+    def matches(self, update: Any) -> bool:
+        """Whether the handler is for the sessions of an update, as they are."""
+        for property, condition in self.conditions:
+            session = getattr(update, property)
+            if isinstance(session, NoSession) or not condition(session, update):
+                return False
+        return True
+
+    def refused(self, busy: SessionBusy, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What comes of an update that found its session in use, and is not to wait for it."""
+        logger.debug("An update is not handled, as busy= says: %s", busy)
+        dispatch = running.get(threading.get_ident())
+        for options in self.options:
+            if busy.property == options.property:
+                name = f"{options.prefix}{busy.key}"
+                if dispatch is not None and not dispatch.refuse(options.locks, name):
+                    break  # it has been told already
+                if callable(options.busy):
+                    result = options.busy(*args, **kwargs)
+                    if not self.conditions:
+                        return result
+        return watch()() if self.conditions else None
+
+
+def wrap(options: Options, handler: Handler, condition: Condition | None = None) -> Handler:
+    """The handler with the session of a declaration; and, if given, only where it matches."""
+    if isinstance(handler, (staticmethod, classmethod)):
+        return type(handler)(wrap(options, handler.__func__, condition))
+    check_handler(handler)
+    stack = Stack(options, handler, condition)
+    inner, asks = stack.handler, stack.asks
+    declared, store, timeout = stack.options, stack.store, stack.lock_timeout
+    find, position = _finder(inner)
+    go_on = watch() if stack.conditions else None
+
+    @functools.wraps(inner)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        update = args[position] if len(args) > position else None
+        if type(update) not in _updates:
+            update = find(args, kwargs)
+        visit = Visit()
+        busy: SessionBusy | None = None
+        try:
+            try:
+                try:
+                    visit.enter(declared, store, timeout, update)
+                except SessionBusy as error:
+                    if not isinstance(error, Dropped) and timeout:
+                        raise
+                    busy = error
+                else:
+                    if go_on is not None and not stack.matches(update):
+                        visit.pass_on(asks)
+                        return go_on()
+                    result = inner(*args, **kwargs)
+                    visit.save()
+            finally:
+                visit.leave()
+        finally:
+            if visit.thread:
+                visit.leave()
+        if busy is not None:
+            return stack.refused(busy, args, kwargs)
+        return result
+
+    stack.wrapper = wrapper
+    setattr(wrapper, _MARK, stack)
+    return wrapper  # type: ignore[return-value]
+
+
+#: Types of what `telebot.types.Update` holds, as they are met.
+_updates: set[type] = set()
+_NAMES = {
+    *("Message", "InaccessibleMessage", "InlineQuery", "ChosenInlineResult", "CallbackQuery"),
+    *("ShippingQuery", "PreCheckoutQuery", "Poll", "PollAnswer", "ChatMemberUpdated"),
+    *("ChatJoinRequest", "MessageReactionUpdated", "MessageReactionCountUpdated"),
+    *("ChatBoostUpdated", "ChatBoostRemoved", "BusinessConnection", "BusinessMessagesDeleted"),
+    *("PaidMediaPurchased", "ManagedBotUpdated", "BotSubscriptionUpdated"),
+    "MessageGenerationStopped",
+}
+
+
+def _is_update(value: Any) -> bool:
+    """Whether it is what pyTelegramBotAPI hands to handlers."""
+    kind = type(value)
+    for base in kind.__mro__:
+        if base.__module__ == "telebot.types" and base.__name__ in _NAMES:
+            _updates.add(kind)
+            return True
+    return False
+
+
+def _may_be(value: Any) -> bool:
+    """Whether it may stand for an update, in a test."""
+    if isinstance(value, (type(None), int, float, str, bytes, dict, list, tuple, set, frozenset)):
+        return False
+    if isinstance(value, type) or inspect.isroutine(value) or inspect.ismodule(value):
+        return False
+    return not any(base.__module__.partition(".")[0] == "telebot" for base in type(value).__mro__)
+
+
+def _has_sender(value: Any) -> bool:
+    return hasattr(value, "from_user") or hasattr(value, "chat")
+
+
+def _finder(handler: Callable[..., Any]) -> tuple[Callable[..., Any], int]:
+    """What finds a handler's update among its arguments, and where it usually is."""
+    try:
+        signature = inspect.signature(handler)
+    except ValueError:  # some builtins have none
+        signature = inspect.Signature([inspect.Parameter("args", inspect.Parameter.VAR_POSITIONAL)])
+    names = list(signature.parameters)
+    position = 1 if names and names[0] in ("self", "cls") else 0
+
+    def find(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        given = [*args, *kwargs.values()]
+        for value in given:
+            if _is_update(value):
+                _check_call(handler, signature, args, kwargs)
+                return value
+        likely = [value for value in [*args[position:], *kwargs.values()] if _may_be(value)]
+        for value in [*filter(_has_sender, likely), *likely]:
+            _check_call(handler, signature, args, kwargs)
+            return value
+        if any(map(inspect.isfunction, given)):
+            raise TypeError(
+                f"{called(given[0])} was handed to {called(handler)} as its update. If that is "
+                "`@with_session(key)`: options are given by keyword, `@with_session(key=...)`."
+            )
+        what = f" but with {', '.join(map(_described, given))}" if given else ""
+        raise TypeError(
+            f"{called(handler)} was called without its update{what}. A handler with a "
+            "session takes one update at a time, such as a message or a call; for a session by "
+            "its key write `with session.open(key=...) as data:`."
+        )
+
+    return find, position
+
+
+def _check_call(
+    handler: Any, signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    """Tell a method that lacks its object, or its ``self``, what it lacks."""
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        name = called(handler)
+        raise TypeError(
+            f"{name} can't be called like this: {error}. If it is a method, its first parameter is "
+            "self, and the bound method is registered: bot.register_message_handler(thing."
+            f"{name.rpartition('.')[2]}), not at the decorator in the class."
+        ) from None
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, (list, tuple)) and value:
+        return f"a {type(value).__name__} of {type(value[0]).__name__}"
+    if isinstance(value, (int, float, type(None))):
+        return repr(value)
+    return f"a {type(value).__name__}"

@@ -1,0 +1,245 @@
+"""One at a time: first come, first served locks by name, and nothing kept for an idle name.
+
+A lock that nobody waits for is taken and released without a mutex, by single operations on dicts,
+which are atomic: `setdefault` decides who of several gets it. Whoever has to wait enters the
+name's line and then tries once more; whoever releases looks for a line before and after. So one of
+the two always sees the other. And whoever comes while there is a line joins it.
+
+An exception out of a signal handler may come at any moment. So nothing here is done only once: a
+lock is released, and a line left, by whoever finds that it is still the holder's, or still in it.
+
+Stacks take their locks in one order, so they can't block each other. A handler that opens further
+sessions while it runs can close a cycle of waiting. Where one of those in the cycle has not begun
+yet, since it is still locking its stack, it gives way; else the one that closes it is told at once.
+"""
+
+import contextlib
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+from telesession._forks import per_process
+from telesession._workers import stand_in
+from telesession.errors import SessionBusy
+
+#: Seconds for which a line may stand still before somebody stands in for who waits in it.
+PATIENCE = 0.001
+
+
+class Holder(Protocol):
+    """Whoever takes locks: an update's visit, on one thread."""
+
+    thread: int
+    since: float  #: when it began, by `time.monotonic`
+
+    def gives_way(self) -> "Iterable[tuple[Locks, str]]":
+        """The locks that it can do without for a while, since nothing depends on them yet."""
+
+
+class _Waiter:
+    __slots__ = ("gate", "holder", "locks", "name")
+
+    def __init__(self, locks: "Locks", name: str, holder: Holder) -> None:
+        self.locks = locks
+        self.name = name
+        self.holder = holder
+        self.gate = threading.Lock()
+        self.gate.acquire()
+
+
+class _Line(deque[_Waiter]):
+    """Those who wait for one lock, in order; the first stays in it until it has woken up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.moved = time.monotonic()  #: when it began, or the first in it last got the lock
+
+
+class _Everyone:
+    """What all tables of locks have in common."""
+
+    def __init__(self) -> None:
+        per_process(self, _Everyone._reset)
+
+    def _reset(self) -> None:
+        self.mutex = threading.RLock()  # for the lines
+        self.waiting: dict[int, _Waiter] = {}  # by thread, to find cycles
+
+    def free(self) -> None:
+        """Let go of the mutex, if an exception came before that was done."""
+        with contextlib.suppress(RuntimeError):
+            self.mutex.release()
+
+
+_everyone = _Everyone()
+
+
+class Locks:
+    """The locks of one place, with an entry for each name that is in use just now."""
+
+    def __init__(self) -> None:
+        per_process(self, Locks._reset)
+
+    def _reset(self) -> None:
+        self._holders: dict[str, Any] = {}
+        self._lines: dict[str, _Line] = {}
+
+    def __len__(self) -> int:
+        return len(self._holders) + len(self._lines)
+
+    def holder(self, name: str) -> Any:
+        """Who holds ``name``, or `None`."""
+        return self._holders.get(name)
+
+    def take(self, name: str, holder: Holder) -> Any:
+        """Take ``name`` if it is free; who holds it then, or `None` where others are in line."""
+        if name in self._lines:
+            return self._holders.get(name)
+        return self._holders.setdefault(name, holder)
+
+    def hand_over(self, name: str, holder: Holder) -> None:
+        """Make ``holder`` the one who holds ``name``, in the place of one on the same thread."""
+        self._holders[name] = holder
+
+    def release(self, name: str, holder: Holder) -> None:
+        """Hand ``name`` to whoever has waited longest for it, or forget it, if it is ``holder``'s."""
+        if self._holders.get(name) is holder:
+            del self._holders[name]
+        if name in self._lines:
+            try:
+                with _everyone.mutex:
+                    self._grant(name)
+            finally:
+                _everyone.free()
+
+    def give_way(self, name: str, holder: Holder) -> None:
+        """Release ``name`` on behalf of a holder that waits; the mutex is ours."""
+        if self._holders.get(name) is holder:
+            del self._holders[name]
+        self._grant(name)
+
+    def wait(self, name: str, holder: Holder, timeout: float) -> None:
+        """Take ``name``, which somebody else has, as soon as it is our turn.
+
+        Raises `SessionBusy` when one and the same holder has had it for ``timeout`` seconds since
+        we came, or when waiting for it could never end.
+        """
+        waiter = _Waiter(self, name, holder)
+        try:
+            try:
+                with _everyone.mutex:
+                    self._enter(waiter)
+            finally:
+                _everyone.free()
+            if not self._woken(waiter, 0.0, min(PATIENCE, timeout)):
+                with stand_in():
+                    self._woken(waiter, time.monotonic(), timeout)
+        finally:
+            try:
+                with _everyone.mutex:
+                    self._leave(waiter)
+            finally:
+                _everyone.free()
+        if self._holders.get(name) is not holder:
+            raise SessionBusy(self._overdue(name, timeout), name)
+
+    def _woken(self, waiter: _Waiter, since: float, timeout: float) -> bool:
+        """Wait until it is our turn; or, `False`, the line has not moved for ``timeout`` seconds.
+
+        They count from ``since`` at the earliest.
+        """
+        line = self._lines[waiter.name]
+        timeout = min(timeout, threading.TIMEOUT_MAX / 2)
+        while True:
+            left = max(since, line.moved) + timeout - time.monotonic()
+            if waiter.gate.acquire(timeout=max(left, 0.0)):
+                return True
+            if left <= 0:
+                return False
+
+    def _enter(self, waiter: _Waiter) -> None:
+        line = self._lines.setdefault(waiter.name, _Line())
+        line.append(waiter)
+        _everyone.waiting[waiter.holder.thread] = waiter
+        self._grant(waiter.name)  # it may have been released just before there was a line
+        if self._holders.get(waiter.name) is not waiter.holder:
+            _break_cycle(waiter)
+
+    def _leave(self, waiter: _Waiter) -> None:
+        line = self._lines.get(waiter.name)
+        if line is not None:
+            if waiter in line:
+                line.remove(waiter)
+            if not line:
+                del self._lines[waiter.name]
+        if _everyone.waiting.get(waiter.holder.thread) is waiter:
+            del _everyone.waiting[waiter.holder.thread]
+
+    def _grant(self, name: str) -> None:
+        """Give a free lock to the first in its line."""
+        line = self._lines.get(name)
+        if line:
+            first = line[0]
+            if self._holders.setdefault(name, first.holder) is first.holder:
+                if first.gate.locked():
+                    line.moved = time.monotonic()
+                    first.gate.release()
+
+    def _overdue(self, name: str, timeout: float) -> str:
+        holder = self._holders.get(name)
+        since = getattr(holder, "since", 0.0)
+        had = f" It has had it for {time.monotonic() - since:.3g} seconds." if since else ""
+        return (
+            f"{name!r} was in use by another handler for all of lock_timeout={timeout:g} "
+            f"seconds.{had} Make that handler quicker, or give with_session a longer "
+            "lock_timeout. Or it can never end: it waits for a thread, a timer or a future of its "
+            "own that wants the same session (let that one return what there is to save), or "
+            "for an update that comes behind this one."
+        )
+
+
+def _break_cycle(waiter: _Waiter) -> None:
+    """Have somebody give way if those who wait for each other could wait for ever."""
+    thread = waiter.holder.thread
+    holders = []
+    wanted: _Waiter | None = waiter
+    while wanted is not None:
+        holder = wanted.locks.holder(wanted.name)
+        if holder is None or holder is wanted.holder:
+            return  # somebody who can go on
+        holders.append(holder)
+        if holder.thread == thread:
+            break
+        wanted = _everyone.waiting.get(holder.thread)
+    else:
+        return
+    for holder in holders:
+        given = list(holder.gives_way())
+        if given:
+            for locks, name in given:
+                locks.give_way(name, holder)
+            return
+    mine = wanted.name if wanted is not None else waiter.name
+    raise SessionBusy(
+        f"{waiter.name!r} is held by a handler that waits, in turn, for {mine!r}, which this one "
+        "holds: neither could ever go on. Open both sessions together, in the outer handler: "
+        "stack their declarations on it or, where it is one declaration with two keys, use "
+        "`with session.open(keys=[...])` in a handler without the session.",
+        waiter.name,
+    )
+
+
+_tables: "weakref.WeakValueDictionary[int, Locks]" = weakref.WeakValueDictionary()
+
+
+def locks_of(place: object) -> Locks:
+    """The table of a place, an object that lives at least as long as the table."""
+    return _tables.setdefault(id(place), Locks())
+
+
+def held() -> int:
+    """How many locks are held or waited for in this process."""
+    return sum(map(len, list(_tables.values())))

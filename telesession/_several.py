@@ -1,0 +1,147 @@
+"""What is asked of stores around a handler: of one, or of several as if they were one."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from telesession._checks import called
+from telesession.errors import SessionError, SessionStoreError
+from telesession.stores import Change, Payload, Store
+
+logger = logging.getLogger("telesession")
+
+
+class Share:
+    """The sessions that a visit has on one store: their lease, and what was stored of them."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.lease: Any = None
+        self.found: dict[str, Payload | None] = {}
+
+    def open(self, names: Sequence[str], timeout: float) -> Sequence[Payload | None]:
+        """Lease further sessions, and read them."""
+        self.lease, payloads = opened(self.store, names, timeout, self.lease)
+        self.found.update(zip(names, payloads))
+        return payloads
+
+    def take_back(self, changes: Sequence[Change]) -> None:
+        """Undo what was written, as far as the store answers and nobody wrote since."""
+        names = [name for name, payload, _ in changes if payload != self.found[name]]
+        if not names:
+            return
+        with contextlib.suppress(Exception):
+            token, now = self.store.open(names, 0)
+            written = {name: (payload, ttl) for name, payload, ttl in changes}
+            unspoilt = [
+                (name, self.found[name], written[name][1])
+                for name, payload in zip(names, now)
+                if payload == written[name][0]
+            ]
+            self.store.commit(token, unspoilt)
+
+
+def opened(store: Store, names: Sequence[str], timeout: float, lease: Any) -> Any:
+    """The lease and what is stored, as `Store.open` gives them."""
+    try:
+        return store.open(names, timeout, lease)
+    except SessionError as error:
+        error.about(names[0])
+        raise
+    except Exception as error:
+        raise failure("load", store, names, error) from error
+
+
+def committed(store: Store, lease: Any, changes: Sequence[Change], names: Sequence[str]) -> None:
+    try:
+        store.commit(lease, changes)
+    except SessionError as error:
+        error.about(names[0] if names else "")
+        raise
+    except Exception as error:
+        raise failure("save", store, names, error) from error
+
+
+def listed(store: Store, prefix: str) -> Iterator[str]:
+    """The names that begin with ``prefix``, as `Store.names` gives them."""
+    try:
+        names = store.names(prefix)  # at once, so that a store that can't list says so here
+    except SessionError as error:
+        error.about(prefix[:-1])
+        raise
+    except Exception as error:
+        raise failure("list", store, [prefix[:-1]], error) from error
+
+    def each() -> Iterator[str]:
+        try:
+            yield from names
+        except SessionError:
+            raise
+        except Exception as error:
+            raise failure("list", store, [prefix[:-1]], error) from error
+
+    return each()
+
+
+def peeked(store: Store, name: str) -> Payload | None:
+    """What `Store.peek` gives."""
+    try:
+        return store.peek(name)
+    except SessionError as error:
+        error.about(name)
+        raise
+    except Exception as error:
+        raise failure("load", store, [name], error) from error
+
+
+def commit_all(shares: Sequence[Share], changes: Sequence[Sequence[Change]]) -> None:
+    """Carry out the changes of each share, or none of them, as far as the stores answer."""
+    for number, share in enumerate(shares):
+        try:
+            committed(share.store, share.lease, changes[number], list(share.found))
+        except BaseException:
+            for done, theirs in zip(shares[:number], changes):
+                done.take_back(theirs)
+            raise
+
+
+def let_go(store: Store, lease: Any, changes: Sequence[Change], names: Sequence[str]) -> None:
+    """Commit where an error that matters more is on its way to the caller."""
+    try:
+        store.commit(lease, changes)
+    except Exception as error:
+        logger.warning("%s", failure("release", store, names, error))
+
+
+def failure(
+    what: str, store: Store, names: Sequence[str], error: BaseException
+) -> SessionStoreError:
+    return SessionStoreError(
+        f"{store!r} failed to {what} {', '.join(map(repr, names))} with {_what(error)}. "
+        f"{_OUTCOMES[what]} "
+        "The error itself is this one's __cause__; telebot.logger.setLevel('DEBUG') shows it.",
+        names[0] if names else "",
+    )
+
+
+def _what(error: BaseException) -> str:
+    """The kind of an error and, if one of the system's is behind it, what that means.
+
+    Not its text, which may quote what was to be stored.
+    """
+    behind: BaseException | None = error
+    for _ in range(10):  # there may be a circle of them
+        if isinstance(behind, OSError) and isinstance(behind.errno, int):
+            return f"{called(type(error))} ({os.strerror(behind.errno)})"
+        behind = getattr(behind, "__cause__", None) or getattr(behind, "__context__", None)
+    return called(type(error))
+
+
+_OUTCOMES = {
+    "load": "The handler did not run.",
+    "save": "What the handler changed was not saved, unless only the answer was lost.",
+    "release": "There was nothing to save.",
+    "list": "What was listed so far is right.",
+}

@@ -1,0 +1,738 @@
+"""What happens around a handler: one update's visit to the sessions of a stack.
+
+The sessions are locked in the order of their properties, loaded and shown on the update; the
+handler runs; the sessions are closed; what changed is saved; the locks are released.
+
+The outermost visit of a thread holds the locks and the leases. A decorated handler that is called
+in it, or an `open` block, is a part of it: what is open already is joined, what isn't is added, and
+all is saved in the end, by the outermost. A part that raises is taken back.
+
+Every update of every bot passes through here, so what is rare stands in methods of its own, and
+its attributes on the class. An exception out of a signal handler may come at any line: `leave` does
+what is still to be done, and is called again where it was interrupted itself.
+"""
+
+import sys
+import threading
+import time
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, NoReturn
+
+from telesession._checks import kind
+from telesession._dispatch import Dispatch, innermost, running, unlink
+from telesession._locks import Locks
+from telesession._options import Options
+from telesession._savepoint import Savepoint
+from telesession._session import ClosedSession, Copied, NoSession, Notes, Session
+from telesession._several import Share, commit_all, committed, let_go, opened
+from telesession.errors import SessionBusy, SessionDataError, SessionError
+from telesession.stores import Change, Payload, Store
+
+_MISSING: Any = object()
+_set = object.__setattr__  # past `Session.__setattr__`
+
+
+class Dropped(SessionBusy):
+    """A session is in use, and its declaration says not to wait for it."""
+
+
+class Visit(list[Notes]):
+    """The sessions that an update's visit has open, in the order in which it has locked them."""
+
+    thread = 0  #: on which it is; 0 when there is nothing left to do
+    since = 0.0  #: when it began, by `time.monotonic`
+    update: Any = None  #: which shows the sessions; `None` in an `open` block
+    store: Store | None = None  #: on which they are open, once they are
+    lease: Any = None  #: what the store gave for them
+    saving = False  #: whether the store may have been told what to write
+    saved = False  #: whether all was done that was to be saved
+    # What most visits don't have, at no cost to them.
+    touch = True  #: whether sessions that are not saved begin a new ttl
+    again = False  #: whether leaving was interrupted
+    left = False  #: whether it is left to the dispatch, with its sessions locked
+    task: Any = None  #: of an event loop, whose block it is
+    apart = False  #: whether it is saved by itself, inside another one
+    blank = False  #: whether it is to empty its session, and need not read it
+    around: Any = None  #: what the thread was in the middle of
+    parent: "Visit | None" = None  #: the visit around it
+    root: "Visit | None" = None  #: the outermost one, if that is another one
+    shares: Sequence[Share] = ()  #: in the place of `store` and `lease`, if there are several
+    own: Sequence[Notes] | None = None  #: those of its sessions that it has opened or joined itself
+    pending: Collection[int] = ()  #: its sessions, by identity, that others changed meanwhile
+    absent: Sequence[tuple[str, NoSession]] = ()
+    joined: "Sequence[_Join]" = ()
+    before: "dict[int, _Before] | None" = None  #: how sessions of others were, by identity
+
+    def enter(self, stack: Sequence[Options], store: Store | None, timeout: float, update: Any) -> None:
+        """Lock, load and show the sessions of an update."""
+        self.thread = thread = threading.get_ident()
+        self.update = update
+        if thread in innermost:
+            self._enter_inside([(options, options.name(update)) for options in stack], timeout)
+            return
+        names = []
+        waited = False
+        for options in stack:
+            name = options.name(update)
+            if name is None:
+                self._do_without(options)
+                continue
+            session = Notes()
+            session._options = options
+            session._name = name
+            session._user = self
+            self.append(session)
+            if options.locks.take(name, self) is not self:
+                self._wait(session)
+                waited = True
+            names.append(name)
+        if waited:
+            self._lock(self, again=True)
+        if names:
+            self.since = time.monotonic()
+            payloads: Sequence[Payload | None]
+            if store is None:
+                payloads = self._read(self, timeout)
+            else:
+                self.lease, payloads = opened(store, names, timeout, None)
+                self.store = store
+            for session, stored in zip(self, payloads):
+                self._load(session, stored)
+            innermost[thread] = self
+
+    def _load(self, session: Notes, stored: Payload | None) -> None:
+        """Fill a session with what is stored of it, and show it on the update."""
+        options = session._options
+        session._stored = session._before = stored
+        if self.blank:
+            session._before = None
+        elif stored is None:
+            session.update(_started(session))
+        else:
+            session.update(options.decoded(session._name, stored))
+            if options.upgrade is not None:
+                session._before = options.encoded(session._name, dict(session), stored)
+        update = self.update
+        if update is not None:
+            if getattr(update, options.property, _MISSING) is not _MISSING:
+                _check_free(update, options.property, session)
+            setattr(update, options.property, session)
+        session.__class__ = Session
+
+    def save(self) -> None:
+        """Save what the handler changed: all of it, or nothing and raise."""
+        if self.absent:
+            self._check_absent()
+        if self.root is not None:
+            self._hand_back()
+            self.saved = True
+            return
+        if self.joined:
+            self._hand_back()
+        update = self.update
+        changes: list[Change] = []
+        changed: list[Notes] = []
+        replaced: list[tuple[Notes, dict[str, Any]]] = []
+        for session in self:
+            options = session._options
+            shown = getattr(update, options.property, None)
+            if shown is session:
+                data = dict(session)
+            else:
+                found = self._content(session, shown, replaced)
+                if found is None:
+                    continue
+                data = found
+            _set(session, "__class__", ClosedSession)
+            before, stored = session._before, session._stored
+            if data or stored is not None:
+                payload = options.encoded(session._name, data, before)
+                if payload is not before or (self.pending and id(session) in self.pending):
+                    changes.append((session._name, payload if data else None, options.ttl))
+                    changed.append(session)
+                elif stored is not None and options.ttl is not None:
+                    changes.append((session._name, stored, options.ttl))
+                    changed.append(session)
+        for session, data in replaced:
+            self._show_closed(session, data)
+        self.saving = True
+        if self.shares:
+            commit_all(self.shares, self._by_share(changed, changes))
+        elif self.store is not None:
+            committed(self.store, self.lease, changes, [session._name for session in self])
+        self.saved = True
+
+    def leave(self) -> None:
+        """Take back what was not saved, and unlock what was locked."""
+        if self.left:
+            return
+        if not self.saved:
+            again, self.again = self.again, True
+            try:
+                self._abandon()
+            except BaseException:
+                if not again:
+                    raise  # and be called again
+                self._unlock()
+                raise
+        self._unlock()
+
+    def _unlock(self) -> None:
+        for property, absent in self.absent:
+            if not isinstance(getattr(self.update, property, None), (NoSession, Notes)):
+                setattr(self.update, property, absent)
+        while self:
+            session = self[-1]
+            session._options.locks.release(session._name, self)
+            self.pop()
+        self.update = None
+        thread = self.thread
+        if innermost.get(thread) is self and self.around is None:
+            del innermost[thread]
+        else:
+            unlink(thread, self)
+        self.thread = 0
+
+    # From here on, what is rare: waiting, and visits inside of others.
+
+    def gives_way(self) -> Iterable[tuple[Locks, str]]:
+        """The locks that a visit which has not loaded anything yet can do without for a while."""
+        if self.store is not None:
+            return ()
+        return [(session._options.locks, session._name) for session in self]
+
+    def find(self, locks: Locks, name: str) -> Notes | None:
+        """Its session of that name."""
+        for session in self:
+            if session._name == name and session._options.locks is locks:
+                return session
+        return None
+
+    def _wait(self, session: Notes, again: bool = False) -> None:
+        """Wait for the lock of a session, unless its declaration says not to."""
+        options = session._options
+        if options.busy != "wait" and self.update is not None and not again:
+            raise Dropped(f"{session._name!r} is in use by another handler", session._name)
+        options.locks.wait(session._name, self, options.lock_timeout)
+
+    def _lock(self, sessions: Sequence[Notes], again: bool = False) -> None:
+        """Lock them all: while we wait for one, others that we have may be taken from us."""
+        waited = True
+        while waited:
+            waited = False
+            for session in sessions:
+                locks, name = session._options.locks, session._name
+                if locks.holder(name) is not self and locks.take(name, self) is not self:
+                    self._wait(session, again)
+                    waited = again = True
+
+    def _read(self, sessions: Sequence[Notes], timeout: float) -> list[Payload | None]:
+        """Lease further sessions, on one store after the other; what is stored of each."""
+        shares = list(self.shares)
+        if not shares and self.store is not None:
+            share = Share(self.store)
+            share.lease = self.lease
+            share.found = {session._name: session._stored for session in self}
+            shares.append(share)
+        self.shares = shares
+        todo: dict[int, list[Notes]] = {}
+        for session in sessions:
+            todo.setdefault(id(session._options.store), []).append(session)
+        for group in todo.values():
+            store = group[0]._options.store
+            share = next((one for one in shares if one.store is store), None) or Share(store)
+            payloads = share.open([session._name for session in group], timeout)
+            if share not in shares:
+                shares.append(share)
+            for session, stored in zip(group, payloads):
+                session._stored = stored
+            self.store = self.store or store
+        return [session._stored for session in sessions]
+
+    def _by_share(self, changed: Sequence[Notes], changes: Sequence[Change]) -> list[list[Change]]:
+        sorted_out: list[list[Change]] = [[] for _ in self.shares]
+        for session, change in zip(changed, changes):
+            for share, mine in zip(self.shares, sorted_out):
+                if share.store is session._options.store and session._name in share.found:
+                    mine.append(change)
+        return sorted_out
+
+    def enter_block(self, options: Options, names: Sequence[str]) -> list[dict[str, Any]]:
+        """What an `open` block gets: the sessions of those names, in this order."""
+        self.thread = threading.get_ident()
+        self.task = current_task()
+        wanted: list[tuple[Options, str | None]] = [(options, name) for name in sorted(names)]
+        self._enter_inside(wanted, options.lock_timeout)
+        return [_value(self, self._found(name)) for name in names]
+
+    def _found(self, name: str) -> Notes:
+        return next(one for one in self.own or () if one._name == name)
+
+    def _enter_inside(self, wanted: Sequence[tuple[Options, str | None]], timeout: float) -> None:
+        """Join the sessions that the thread has open, and open the others."""
+        thread = self.thread
+        self.around = around = innermost.get(thread)
+        entry = around
+        while entry is not None and entry.task is not None and entry.task is not current_task():
+            entry = entry.around
+        dispatch = None
+        if isinstance(entry, Visit):
+            self.parent = entry
+            if not self.apart:
+                self.root = entry.root or entry
+        elif entry is not None and self.update is not None:
+            dispatch = entry
+        taken: list[tuple[Visit, Options, Notes]] = []
+        joins: list[Notes] = []
+        for options, name in wanted:
+            if name is None:
+                self._do_without(options)
+                continue
+            holder = options.locks.holder(name)
+            if dispatch is not None and (options.locks, name) in dispatch.refused:
+                raise Dropped(f"{name!r} was in use by another handler", name)
+            if holder is not None and holder.thread == thread:
+                session = holder.find(options.locks, name)
+                if dispatch is not None and dispatch.offers(holder):
+                    taken.append((holder, options, session))
+                else:
+                    self._check_joins(holder, session)
+                    joins.append(session)
+                continue
+            session = Notes()
+            session._options = options
+            session._name = name
+            session._user = self
+            self.append(session)
+        self._lock(self)
+        self.since = time.monotonic()
+        added = list(self)
+        carrier = self.root or (taken[0][0] if taken else self)
+        if added:
+            carrier._read(added, timeout)
+        if self.root is not None:
+            self._move_to(self.root)
+        for holder in {id(holder): holder for holder, _, _ in taken}.values():
+            holder._move_to(self)
+        self._note_before(joins)
+        self.own = own = [*added, *joins, *(session for _, _, session in taken)]
+        for session in added:
+            self._load(session, session._stored)
+            if self.root is not None:
+                assert self.before is not None
+                self.before[id(session)] = _Before(session, None, added=True)
+        for _, options, session in taken:
+            self._resume(session, options)
+        for session in joins:
+            self._join(session)
+        if own:
+            innermost[thread] = self
+
+    def _move_to(self, other: "Visit") -> None:
+        """Have another visit of the same thread hold the sessions, and what they are leased by."""
+        for session in self:
+            other.append(session)
+            session._options.locks.hand_over(session._name, other)
+        if other is self.root:
+            self.clear()
+            return
+        if self.shares or self.store is not None:
+            self._read((), 0)
+            other.shares = [*other.shares, *self.shares]
+            other.store = other.store or self.store
+        other.pending = {*other.pending, *self.pending}
+        self.clear()
+        self.left = False
+        self.saved = True
+        self.thread = 0
+
+    def _check_joins(self, holder: "Visit", session: Notes | None) -> None:
+        """Refuse to join what is not open yet, or what another task of this thread has open."""
+        users = [holder] if session is None else [holder, session._user]
+        for user in users:
+            task = None if user is None else user.task
+            if task is not None and task is not current_task():
+                self._refuse_join(
+                    session,
+                    "is open in another task of this thread's event loop, which could not go on "
+                    "while this one waited for it. Have no `await` inside of the block, or open "
+                    "it in a thread: `await asyncio.to_thread(...)`.",
+                )
+        entry = self.around
+        while entry is not None and entry is not holder and not holder.left:
+            entry = entry.around
+        if entry is None or session is None:
+            self._refuse_join(
+                session,
+                "is just being opened: its key, initial, upgrade and codec can't open it.",
+            )
+
+    def _refuse_join(self, session: Notes | None, why: str) -> NoReturn:
+        name = "" if session is None else session._name
+        raise SessionBusy(f"{name!r} {why}", name)
+
+    def _note_before(self, joins: Iterable[Notes]) -> None:
+        """Note how sessions are that we may change: those around us that are in use, and joins."""
+        self.before = before = {}
+        visit = self.parent
+        while visit is not None:
+            if visit.own is None:
+                visit.own = list(visit)
+            for session in visit.own:
+                if session._user is not None and id(session) not in before:
+                    before[id(session)] = _Before(session, session._user)
+            visit = visit.parent
+        for session in joins:
+            if id(session) not in before:
+                before[id(session)] = _Before(session, session._user)
+
+    def _join(self, session: Notes) -> None:
+        """Show a session that is open already as the one who uses it just now shows it."""
+        user, options = session._user, session._options
+        if type(session) is Notes:  # it could not be loaded then
+            self._load(session, session._stored)
+        value = _value(user, session)
+        if type(session) is ClosedSession:
+            session.__class__ = Session
+        fresh = value is None or (user is None and not session)  # it was removed
+        if fresh:
+            session.clear()
+            session.update(_started(session))
+            value = session
+        elif not isinstance(value, dict):
+            raise _wrong_type(session, value)
+        update = self.update
+        if update is not None and getattr(update, options.property, None) is not value:
+            if user is None or update is not user.update:
+                _check_free(update, options.property, session)
+            setattr(update, options.property, value)
+        self.joined = [*self.joined, _Join(session, user, value, fresh)]
+        _set(session, "_user", self)
+
+    def _resume(self, session: Notes, options: Options) -> None:
+        """Open a session again that was left to the dispatch."""
+        session._user = self
+        if session._options is not options:
+            session._options = options
+            _reload(session)
+        session.__class__ = Session
+        if getattr(self.update, options.property, None) is not session:
+            _check_free(self.update, options.property, session)
+            setattr(self.update, options.property, session)
+
+    def _hand_back(self) -> None:
+        """Let those around us see what became of the sessions that we joined, or added to theirs."""
+        update = self.update
+        for join in reversed(self.joined):
+            self._hand_back_one(join)
+        joined = {id(join.session) for join in self.joined}
+        for session in self.own or () if self.root is not None else ():
+            if id(session) not in joined:
+                shown = getattr(update, session._options.property, None)
+                if update is not None and shown is not session:
+                    _refill(session, session, shown)
+                    setattr(update, session._options.property, session)
+                _set(session, "_user", None)
+                _set(session, "__class__", ClosedSession)
+        parent = self.parent
+        if parent is not None and self.before:
+            if parent.before is None:
+                parent.before = {}
+            for key, before in self.before.items():
+                name, locks = before.session._name, before.session._options.locks
+                if locks.holder(name) is not parent:  # which will save it, or not
+                    parent.before.setdefault(key, before)
+
+    def _hand_back_one(self, join: "_Join") -> None:
+        session, user, update = join.session, join.user, self.update
+        property = session._options.property
+        shown = join.value if update is None else getattr(update, property, None)
+        if update is None and user is not None and user.update is not None and not join.fresh:
+            shown = getattr(user.update, property, None)  # which may have been replaced meanwhile
+        if join.fresh and shown is session and dict(session) == _started(session):
+            session.clear()  # nothing came of it: it stays removed
+            shown = None
+        if user is None or user.update is None:
+            value = _value(user, session)
+            if shown is not value:
+                _refill(session, value, shown)
+                if update is not None:
+                    setattr(update, property, value)
+        else:
+            if getattr(user.update, property, None) is not shown:
+                setattr(user.update, property, shown)
+            if update is not None and update is not user.update:
+                self._leave_showing(session, shown)
+        _set(session, "_user", user)
+        if user is None:
+            session.__class__ = ClosedSession
+            holder = session._options.locks.holder(session._name)
+            if holder.left:
+                before = session._before
+                session._before = session._options.encoded(session._name, dict(session), before)
+                if session._before is not before:
+                    holder.pending = {*holder.pending, id(session)}
+
+    def _leave_showing(self, session: Notes, value: Any) -> None:
+        """Have our update show what the one of the visit around us does, to the end."""
+        setattr(self.update, session._options.property, value)
+        if value is not session:
+            _set(session, "_guests", [*getattr(session, "_guests", ()), self.update])
+
+    def _content(
+        self, session: Notes, shown: Any, replaced: list[tuple[Notes, dict[str, Any]]]
+    ) -> dict[str, Any] | None:
+        """What there is to save of a session that its update does not show; `None` for nothing."""
+        if type(session) is Notes:  # it could not be loaded
+            return None
+        if session._user is not self or self.update is None:
+            return dict(session)
+        data = _replacement(session, shown)
+        replaced.append((session, data))
+        return data
+
+    def _show_closed(self, session: Notes, data: dict[str, Any]) -> None:
+        """Have a closed session show what was put in its place, on all updates that it was on."""
+        dict.clear(session)
+        dict.update(session, data)
+        for update in (self.update, *getattr(session, "_guests", ())):
+            setattr(update, session._options.property, session)
+
+    def _abandon(self) -> None:
+        """Save nothing: take back what was changed of others, and let go of the leases."""
+        for before in (self.before or {}).values():
+            before.restore()
+        update = self.update
+        for join in self.joined if update is not None else ():
+            if join.user is None or join.user.update is not update:
+                self._leave_showing(join.session, _value(join.user, join.session))
+        for session in self:
+            loaded = type(session) is not Notes
+            _set(session, "__class__", ClosedSession)
+            if not loaded or session._user is not self or update is None:
+                continue
+            shown = getattr(update, session._options.property, None)
+            if shown is not session and not isinstance(shown, Notes):
+                self._show_closed(session, dict(shown if isinstance(shown, dict) else session))
+        if self.root is not None or (self.store is None and not self.shares):
+            return
+        sessions = [] if self.saving else list(self)
+        changed = [one for one in sessions if id(one) in self.pending or self._touches(one)]
+        changes = [self._as_it_was(session) for session in changed]
+        if not self.shares:
+            assert self.store is not None
+            let_go(self.store, self.lease, changes, [session._name for session in self])
+            return
+        interrupt: BaseException | None = None
+        for share, mine in zip(self.shares, self._by_share(changed, changes)):
+            try:
+                let_go(share.store, share.lease, mine, list(share.found))
+            except BaseException as error:
+                interrupt = error
+        if interrupt is not None:
+            raise interrupt
+
+    def _touches(self, session: Notes) -> bool:
+        """Whether the time to live of what is stored begins anew."""
+        stored = getattr(session, "_stored", None)
+        return self.touch and stored is not None and session._options.ttl is not None
+
+    def _as_it_was(self, session: Notes) -> Change:
+        payload, ttl = session._stored, session._options.ttl
+        if id(session) in self.pending:
+            payload = session._before
+            if payload is not None and not session._options.codec.loads(payload):
+                payload = None
+        return session._name, payload, ttl
+
+    def pass_on(self, asked: bool) -> None:
+        """The handler is not for this update: leave the sessions to the next one, still locked.
+
+        ``asked`` is whether a function was asked, which may have changed something.
+        """
+        self.touch = False
+        dispatch = running.get(self.thread)
+        if dispatch is None or dispatch.filtering or self.parent is not None or not self:
+            return
+        for session in self:
+            session.__class__ = ClosedSession
+            session._user = None
+            if asked:
+                _reload(session)
+        if innermost.get(self.thread) is self:
+            unlink(self.thread, self)
+        dispatch.keep(self)
+        self.left = True
+
+    def settle(self) -> None:
+        """No handler has come for what was left: save what others changed of it, and let go."""
+        self.left = False
+        try:
+            try:
+                if self.pending:
+                    self.save()
+            finally:
+                self.leave()
+        finally:
+            if self.thread:
+                self.leave()
+
+    def _do_without(self, options: Options) -> None:
+        absent = NoSession(options.reason(self.update), options.property)
+        _check_free(self.update, options.property)
+        setattr(self.update, options.property, absent)
+        self.absent = [*self.absent, (options.property, absent)]
+
+    def _check_absent(self) -> None:
+        for property, absent in self.absent:
+            shown = getattr(self.update, property, None)
+            if shown is not None and not isinstance(shown, (NoSession, Notes)):
+                absent._refuse()
+
+
+class _Join:
+    """A visit's share in a session that another one has open."""
+
+    def __init__(self, session: Notes, user: Any, value: dict[str, Any], fresh: bool) -> None:
+        self.session = session
+        self.user = user  #: the visit that used it before
+        self.value = value  #: what that one shows: the session, or a dict in its place
+        self.fresh = fresh  #: whether it begins anew, since it had been removed
+
+
+class _Before:
+    """How a session was before a part, which may fail; without a ``user``, as it was loaded."""
+
+    def __init__(self, session: Notes, user: Any, added: bool = False) -> None:
+        self.session = session
+        self._user = user
+        self._added = added
+        if added:
+            return
+        self._closed = type(session) is ClosedSession
+        self._value = _value(user, session)
+        self._content = [Savepoint(session)]
+        if isinstance(self._value, dict) and self._value is not session:
+            self._content.append(Savepoint(self._value))
+
+    def restore(self) -> None:
+        session = self.session
+        if self._added:
+            if type(session) is not Notes:
+                _set(session, "__class__", ClosedSession)
+                session._user = None
+                if session._before is None and session._stored is not None:
+                    session.__class__ = Notes  # it was emptied without being read
+                    dict.clear(session)
+                else:
+                    _reload(session)
+            return
+        for content in self._content:
+            content.restore()
+        _set(session, "_user", self._user)
+        _set(session, "__class__", ClosedSession if self._closed else Session)
+        update = None if self._user is None else self._user.update
+        property = session._options.property
+        if update is not None and getattr(update, property, None) is not self._value:
+            setattr(update, property, self._value)
+
+
+def _value(user: Any, session: Notes) -> Any:
+    """What a visit shows of a session: the session itself, or what it has put in its place."""
+    if user is None:
+        return session
+    if user.update is not None:
+        return getattr(user.update, session._options.property, None)
+    for join in user.joined:
+        if join.session is session:
+            return join.value
+    return session
+
+
+def _started(session: Notes) -> dict[Any, Any]:
+    """What a new session has; decoded, so that no part of it is shared with the next one."""
+    options = session._options
+    start = options.start(session._name)
+    if not start:
+        return start
+    payload = options.encoded(session._name, start, None)
+    if session._stored is None and session._before is None:
+        session._before = payload
+    return options.codec.loads(payload)  # type: ignore[no-any-return]
+
+
+def _reload(session: Notes) -> None:
+    """Have in a closed session what it had when it was loaded, or what others made of it since."""
+    before = session._before
+    data = _started(session) if before is None else session._options.codec.loads(before)
+    dict.clear(session)
+    dict.update(session, data)
+
+
+def _replacement(session: Notes, shown: Any) -> dict[str, Any]:
+    """The content of what was put in the place of a session."""
+    if shown is None:
+        return {}
+    if not isinstance(shown, dict):
+        raise _wrong_type(session, shown)
+    return {key: dict(one) if isinstance(one, Notes) else one for key, one in shown.items()}
+
+
+def _refill(session: Notes, target: dict[str, Any], shown: Any) -> None:
+    data = _replacement(session, shown)
+    dict.clear(target)
+    dict.update(target, data)
+
+
+def _wrong_type(session: Notes, shown: Any) -> SessionDataError:
+    return SessionDataError(
+        f"{session._options.property!r} was set to a value of type {type(shown).__name__} for "
+        f"{session._name!r}. Set it to a dict, or to None to remove the session.",
+        session._name,
+    )
+
+
+def _check_free(update: Any, property: str, session: Notes | None = None) -> None:
+    """Refuse to hide an attribute that is not what an earlier handler left."""
+    shown = getattr(update, property, _MISSING)
+    if shown is _MISSING or isinstance(shown, (ClosedSession, NoSession, Copied)):
+        return
+    if session is not None:
+        if shown is session or any(update is guest for guest in getattr(session, "_guests", ())):
+            return
+    name = property if session is None else session._name
+    if isinstance(shown, Notes):
+        raise SessionError(
+            f"{property!r} of {kind(update)} holds {shown._name!r}, which is still open, so it "
+            "can't hold another session. Give one of the two declarations its own property.",
+            name,
+        )
+    mock = " (it is a mock: give it a spec, such as Mock(spec=telebot.types.Message))"
+    raise SessionError(
+        f"property={property!r}: {kind(update)} has an attribute of that name already, which a "
+        "session would hide. Give with_session another property"
+        f"{mock if type(shown).__module__ == 'unittest.mock' else ''}.",
+        name,
+    )
+
+
+def current_task() -> Any:
+    """The task of the event loop that runs in this thread, if one does."""
+    asyncio = sys.modules.get("asyncio")
+    try:
+        return None if asyncio is None else asyncio.current_task()
+    except RuntimeError:
+        return None
+
+
+def in_use(options: Options, name: str) -> dict[str, Any] | None:
+    """What a session of which the calling thread is in the middle has in it now."""
+    thread = threading.get_ident()
+    holder = options.locks.holder(name)
+    if holder is None or holder.thread != thread or holder.task not in (None, current_task()):
+        return None
+    session = holder.find(options.locks, name)
+    if session is None or type(session) is Notes:
+        return None
+    value = _value(session._user, session)
+    return dict(value) if isinstance(value, dict) else {}

@@ -1,0 +1,85 @@
+"""Exceptions that come at any line, as those out of signal handlers do."""
+
+import itertools
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any, TypeVar
+
+import telesession
+
+TIMEOUT = 30  # seconds, a guard against tests that hang
+
+Subject = TypeVar("Subject")
+
+TELESESSION = str(Path(telesession.__file__).parent)
+
+
+class Interrupt(BaseException):
+    """What a signal handler raises."""
+
+
+class _Interrupting:
+    """Raises `Interrupt` at the line of that number, counted in the files under ``path``."""
+
+    def __init__(self, number: int, path: str) -> None:
+        self.left = number
+        self.path = path
+
+    def __enter__(self) -> None:
+        self.before = sys.gettrace()
+        sys.settrace(self.trace)
+
+    def __exit__(self, *exc_info: object) -> None:
+        sys.settrace(self.before)
+
+    def trace(self, frame: FrameType, event: str, argument: Any) -> Any:
+        if event == "call":
+            inside = frame.f_code.co_filename.startswith(self.path)
+            return self.trace if inside else None
+        if event == "line":
+            self.left -= 1
+            if self.left < 0:
+                sys.settrace(None)
+                raise Interrupt
+        return self.trace
+
+
+def interruptions(
+    make: Callable[[], Subject], run: Callable[[Subject], Iterator[None]], path: str = TELESESSION
+) -> Iterator[Subject]:
+    """Interrupt ``run`` once at each of its lines, each time with a new subject, and yield that.
+
+    What ``run`` does before its ``yield`` isn't interrupted. The last subject is one of a run that
+    came to its end.
+    """
+    for number in itertools.count():
+        subject = make()
+        steps = run(subject)
+        next(steps)
+        try:
+            with _Interrupting(number, path):
+                next(steps, None)
+        except Interrupt:
+            yield subject
+        else:
+            assert number > 0, "nothing of it was interrupted"
+            yield subject
+            return
+
+
+def free(mutex: Any) -> bool:
+    """Whether another thread can have a mutex."""
+    answers: list[bool] = []
+
+    def ask() -> None:
+        answers.append(mutex.acquire(timeout=0.5))
+        if answers[0]:
+            mutex.release()
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    thread.join(TIMEOUT)
+    return answers == [True]
