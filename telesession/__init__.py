@@ -1,8 +1,8 @@
 """Sessions for blocking Telegram bots written with pyTelegramBotAPI, as one decorator."""
 
 from telesession import keys
-from telesession.codecs import JSON
 from telesession._session import Session
+from telesession.codecs import JSON
 from telesession.declaration import Declaration, with_session
 from telesession.errors import (
     SessionBusy,

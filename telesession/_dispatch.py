@@ -87,7 +87,7 @@ per_process(Dispatch, _forget)
 
 def unlink(thread: int, entry: Any) -> None:
     """Take a visit or dispatch out of what its thread is in the middle of."""
-    inside = innermost.get(thread)
+    inside: Any = innermost.get(thread)
     if inside is entry:
         if entry.around is None:
             del innermost[thread]
@@ -110,7 +110,7 @@ def watch() -> Callable[[], Any]:
     run: Any = getattr(TeleBot, "_run_middlewares_and_handler", None)
     test: Any = getattr(TeleBot, "_test_message_handler", None)
     if run is None or test is None:
-        return ContinueHandling  # type: ignore[no-any-return]
+        return ContinueHandling
 
     @functools.wraps(run)
     def dispatched(*args: Any, **kwargs: Any) -> Any:
@@ -143,6 +143,9 @@ def watch() -> Callable[[], Any]:
         finally:
             here.filtering = False
 
-    for name, wrapped in (("_run_middlewares_and_handler", dispatched), ("_test_message_handler", tested)):
+    for name, wrapped in (
+        ("_run_middlewares_and_handler", dispatched),
+        ("_test_message_handler", tested),
+    ):
         setattr(TeleBot, name, wrapped)
-    return ContinueHandling  # type: ignore[no-any-return]
+    return ContinueHandling

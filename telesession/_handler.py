@@ -3,10 +3,9 @@
 import functools
 import inspect
 import logging
-import sys
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 from telesession._checks import called, check_handler, takes
 from telesession._dispatch import running, watch
@@ -55,7 +54,10 @@ def _alternatives(key: str, value: Any) -> tuple[bool, Any]:
 
 def _named(key: str, value: Any) -> Any:
     """A `State` of pyTelegramBotAPI stands for its name."""
-    if any(kind.__name__ == "State" and kind.__module__ == "telebot.states" for kind in type(value).__mro__):
+    if any(
+        kind.__name__ == "State" and kind.__module__ == "telebot.states"
+        for kind in type(value).__mro__
+    ):
         if value.name is None:
             raise ValueError(f"when({key}=State()): a State without a StatesGroup has no name")
         return value.name
@@ -66,7 +68,7 @@ class Stack:
     """What a wrapper carries: the handler, and the declarations on it."""
 
     def __init__(self, options: Options, handler: Any, condition: Condition | None) -> None:
-        mine = [(options, condition)]
+        mine: list[tuple[Options, Condition | None]] = [(options, condition)]
         self.handler = handler
         self.wrapper: Any = None
         # functools.wraps copies __dict__, so the stack that a foreign decorator wraps shows
@@ -82,7 +84,7 @@ class Stack:
                 "give each session of a stack a property of its own. (when(...) declares its "
                 "session itself, and takes several conditions at once.)"
             )
-        self.declared = mine  #: outermost first
+        self.declared: list[tuple[Options, Condition | None]] = mine  #: outermost first
         self.conditions = [(each.property, when) for each, when in mine if when is not None]
         self.asks = any(when.functions for _, when in self.conditions)
         #: in the order in which everybody locks, so that no two can block each other

@@ -78,47 +78,54 @@ _everyone = _Everyone()
 
 
 class Locks:
-    """The locks of one place, with an entry for each name that is in use just now."""
+    """The locks of one place, with an entry for each name that is in use just now.
+
+    A visit takes and releases as `take` and `release` do, but without the calls.
+    """
 
     def __init__(self) -> None:
         per_process(self, Locks._reset)
 
     def _reset(self) -> None:
-        self._holders: dict[str, Any] = {}
-        self._lines: dict[str, _Line] = {}
+        self.holders: dict[str, Any] = {}
+        self.lines: dict[str, _Line] = {}
 
     def __len__(self) -> int:
-        return len(self._holders) + len(self._lines)
+        return len(self.holders) + len(self.lines)
 
     def holder(self, name: str) -> Any:
         """Who holds ``name``, or `None`."""
-        return self._holders.get(name)
+        return self.holders.get(name)
 
     def take(self, name: str, holder: Holder) -> Any:
         """Take ``name`` if it is free; who holds it then, or `None` where others are in line."""
-        if name in self._lines:
-            return self._holders.get(name)
-        return self._holders.setdefault(name, holder)
+        if name in self.lines:
+            return self.holders.get(name)
+        return self.holders.setdefault(name, holder)
 
     def hand_over(self, name: str, holder: Holder) -> None:
         """Make ``holder`` the one who holds ``name``, in the place of one on the same thread."""
-        self._holders[name] = holder
+        self.holders[name] = holder
 
     def release(self, name: str, holder: Holder) -> None:
-        """Hand ``name`` to whoever has waited longest for it, or forget it, if it is ``holder``'s."""
-        if self._holders.get(name) is holder:
-            del self._holders[name]
-        if name in self._lines:
-            try:
-                with _everyone.mutex:
-                    self._grant(name)
-            finally:
-                _everyone.free()
+        """Hand ``name``, if it is ``holder``'s, to the first in its line, or forget it."""
+        if self.holders.get(name) is holder:
+            del self.holders[name]
+        if name in self.lines:
+            self.grant(name)
+
+    def grant(self, name: str) -> None:
+        """Give ``name``, if it is free, to the first in its line."""
+        try:
+            with _everyone.mutex:
+                self._grant(name)
+        finally:
+            _everyone.free()
 
     def give_way(self, name: str, holder: Holder) -> None:
         """Release ``name`` on behalf of a holder that waits; the mutex is ours."""
-        if self._holders.get(name) is holder:
-            del self._holders[name]
+        if self.holders.get(name) is holder:
+            del self.holders[name]
         self._grant(name)
 
     def wait(self, name: str, holder: Holder, timeout: float) -> None:
@@ -143,7 +150,7 @@ class Locks:
                     self._leave(waiter)
             finally:
                 _everyone.free()
-        if self._holders.get(name) is not holder:
+        if self.holders.get(name) is not holder:
             raise SessionBusy(self._overdue(name, timeout), name)
 
     def _woken(self, waiter: _Waiter, since: float, timeout: float) -> bool:
@@ -151,7 +158,7 @@ class Locks:
 
         They count from ``since`` at the earliest.
         """
-        line = self._lines[waiter.name]
+        line = self.lines[waiter.name]
         timeout = min(timeout, threading.TIMEOUT_MAX / 2)
         while True:
             left = max(since, line.moved) + timeout - time.monotonic()
@@ -161,35 +168,34 @@ class Locks:
                 return False
 
     def _enter(self, waiter: _Waiter) -> None:
-        line = self._lines.setdefault(waiter.name, _Line())
+        line = self.lines.setdefault(waiter.name, _Line())
         line.append(waiter)
         _everyone.waiting[waiter.holder.thread] = waiter
         self._grant(waiter.name)  # it may have been released just before there was a line
-        if self._holders.get(waiter.name) is not waiter.holder:
+        if self.holders.get(waiter.name) is not waiter.holder:
             _break_cycle(waiter)
 
     def _leave(self, waiter: _Waiter) -> None:
-        line = self._lines.get(waiter.name)
+        line = self.lines.get(waiter.name)
         if line is not None:
             if waiter in line:
                 line.remove(waiter)
             if not line:
-                del self._lines[waiter.name]
+                del self.lines[waiter.name]
         if _everyone.waiting.get(waiter.holder.thread) is waiter:
             del _everyone.waiting[waiter.holder.thread]
 
     def _grant(self, name: str) -> None:
-        """Give a free lock to the first in its line."""
-        line = self._lines.get(name)
+        line = self.lines.get(name)
         if line:
             first = line[0]
-            if self._holders.setdefault(name, first.holder) is first.holder:
-                if first.gate.locked():
-                    line.moved = time.monotonic()
-                    first.gate.release()
+            mine = self.holders.setdefault(name, first.holder) is first.holder
+            if mine and first.gate.locked():
+                line.moved = time.monotonic()
+                first.gate.release()
 
     def _overdue(self, name: str, timeout: float) -> str:
-        holder = self._holders.get(name)
+        holder = self.holders.get(name)
         since = getattr(holder, "since", 0.0)
         had = f" It has had it for {time.monotonic() - since:.3g} seconds." if since else ""
         return (

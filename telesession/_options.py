@@ -1,6 +1,7 @@
 """The options of a declaration, checked; the name of a session; and the messages about both."""
 
 import difflib
+import functools
 import inspect
 import pickle
 from collections.abc import Callable
@@ -49,7 +50,9 @@ class Options:
         self.store: Store = as_store(self.given_store)
         self.initial = checked_callable("initial", initial)
         self.upgrade = None if upgrade is None else checked_callable("upgrade", upgrade)
-        self.codec = self.store.codec if codec is None else checked_codec(codec)
+        self.codec: codecs.Codec = self.store.codec if codec is None else checked_codec(codec)
+        self.loads = self.codec.loads
+        self.encode = functools.partial(codecs.encode, self.codec)
         self.lock_timeout: float = checked_seconds("lock_timeout", lock_timeout)
         self.busy: Busy = checked_busy(busy)
         self.prefix = f"{property}:"
@@ -60,16 +63,22 @@ class Options:
         try:
             key = self.key(update)
         except Exception as error:
-            raise SessionError(
-                f"the key function {called(self.key)} of {self.property!r} failed on "
-                f"{kind(update)} with {type(error).__name__}. Have it return None for updates "
-                "that have no session, or take one of telesession.keys, which know all updates.",
-                self.property,
-            ) from error
-        if type(key) is int or (type(key) is str and key):
-            return f"{self.prefix}{key}"
-        given = f"the key function {called(self.key)} gave {key!r} for {kind(update)}"
-        return self.name_of(key, given)
+            raise self.key_failed(update, error) from error
+        return self.name_of_update(key, update)
+
+    def key_failed(self, update: Any, error: Exception) -> SessionError:
+        return SessionError(
+            f"the key function {called(self.key)} of {self.property!r} failed on "
+            f"{kind(update)} with {type(error).__name__}. Have it return None for updates "
+            "that have no session, or take one of telesession.keys, which know all updates.",
+            self.property,
+        )
+
+    def name_of_update(self, key: Any, update: Any) -> str | None:
+        """The name of the session with the key that the key function gave."""
+        return self.name_of(
+            key, f"the key function {called(self.key)} gave {key!r} for {kind(update)}"
+        )
 
     def name_of(self, key: Any, given: str) -> str | None:
         """The name of the session with that key; ``given`` says where it comes from."""
@@ -120,9 +129,9 @@ class Options:
         try:
             data = self.codec.loads(stored)
         except Exception as error:
-            raise self._unreadable(name) from error
+            raise self.unreadable(name) from error
         if not isinstance(data, dict):
-            raise self._unreadable(name)
+            raise self.unreadable(name)
         if self.upgrade is not None:
             try:
                 self.upgrade(data)
@@ -137,16 +146,19 @@ class Options:
     def encoded(self, name: str, data: dict[Any, Any], before: "str | bytes | None") -> Any:
         """What to store for ``data``; ``before`` itself where it says the same already."""
         try:
-            return codecs.encode(self.codec, data, before)
+            return self.encode(data, before)
         except codecs.Unkeepable as error:
-            raise SessionDataError(
-                f"{self.property}{error.path} in {name!r} is {error.what}, which "
-                f"codec={called(self.codec)} can't keep or would change. Nothing was saved. "
-                f"{error.cure or _KEEPS.get(id(self.codec), _CONVERT)}",
-                name,
-            ) from error.__cause__
+            raise self.unkeepable(name, error) from error.__cause__
 
-    def _unreadable(self, name: str) -> SessionDataError:
+    def unkeepable(self, name: str, error: codecs.Unkeepable) -> SessionDataError:
+        return SessionDataError(
+            f"{self.property}{error.path} in {name!r} is {error.what}, which "
+            f"codec={called(self.codec)} can't keep or would change. Nothing was saved. "
+            f"{error.cure or _KEEPS.get(id(self.codec), _CONVERT)}",
+            name,
+        )
+
+    def unreadable(self, name: str) -> SessionDataError:
         return SessionDataError(
             f"what is stored under {name!r} can't be read with codec={called(self.codec)}. It is "
             "left as it is, and the handler did not run. Read it with the codec that wrote it, "

@@ -100,7 +100,7 @@ class _Closed:
         return twin
 
 
-class _Reading(_Closed):
+class _Reading(_Closed, dict[str, Any]):
     """How a closed dict is read."""
 
     __slots__ = ()
@@ -124,7 +124,7 @@ class ClosedSession(_Reading, Notes):
     __slots__ = ()
 
 
-class _ClosedDict(_Reading, dict[str, Any]):
+class _ClosedDict(_Reading):
     _plain = dict
     __slots__ = ("_name",)
 

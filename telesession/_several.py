@@ -4,7 +4,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from telesession._checks import called
 from telesession.errors import SessionError, SessionStoreError
@@ -23,7 +23,10 @@ class Share:
 
     def open(self, names: Sequence[str], timeout: float) -> Sequence[Payload | None]:
         """Lease further sessions, and read them."""
-        self.lease, payloads = opened(self.store, names, timeout, self.lease)
+        try:
+            self.lease, payloads = self.store.open(names, timeout, self.lease)
+        except Exception as error:
+            failed("load", self.store, names, error)
         self.found.update(zip(names, payloads))
         return payloads
 
@@ -43,44 +46,26 @@ class Share:
             self.store.commit(token, unspoilt)
 
 
-def opened(store: Store, names: Sequence[str], timeout: float, lease: Any) -> Any:
-    """The lease and what is stored, as `Store.open` gives them."""
-    try:
-        return store.open(names, timeout, lease)
-    except SessionError as error:
-        error.about(names[0])
-        raise
-    except Exception as error:
-        raise failure("load", store, names, error) from error
-
-
-def committed(store: Store, lease: Any, changes: Sequence[Change], names: Sequence[str]) -> None:
-    try:
-        store.commit(lease, changes)
-    except SessionError as error:
+def failed(what: str, store: Store, names: Sequence[str], error: Exception) -> NoReturn:
+    """Raise what is to be said of a store's error; one of our own says it itself."""
+    if isinstance(error, SessionError):
         error.about(names[0] if names else "")
-        raise
-    except Exception as error:
-        raise failure("save", store, names, error) from error
+        raise error
+    raise failure(what, store, names, error) from error
 
 
 def listed(store: Store, prefix: str) -> Iterator[str]:
     """The names that begin with ``prefix``, as `Store.names` gives them."""
     try:
         names = store.names(prefix)  # at once, so that a store that can't list says so here
-    except SessionError as error:
-        error.about(prefix[:-1])
-        raise
     except Exception as error:
-        raise failure("list", store, [prefix[:-1]], error) from error
+        failed("list", store, [prefix[:-1]], error)
 
     def each() -> Iterator[str]:
         try:
             yield from names
-        except SessionError:
-            raise
         except Exception as error:
-            raise failure("list", store, [prefix[:-1]], error) from error
+            failed("list", store, [prefix[:-1]], error)
 
     return each()
 
@@ -89,18 +74,18 @@ def peeked(store: Store, name: str) -> Payload | None:
     """What `Store.peek` gives."""
     try:
         return store.peek(name)
-    except SessionError as error:
-        error.about(name)
-        raise
     except Exception as error:
-        raise failure("load", store, [name], error) from error
+        failed("load", store, [name], error)
 
 
 def commit_all(shares: Sequence[Share], changes: Sequence[Sequence[Change]]) -> None:
     """Carry out the changes of each share, or none of them, as far as the stores answer."""
     for number, share in enumerate(shares):
         try:
-            committed(share.store, share.lease, changes[number], list(share.found))
+            try:
+                share.store.commit(share.lease, changes[number])
+            except Exception as error:
+                failed("save", share.store, list(share.found), error)
         except BaseException:
             for done, theirs in zip(shares[:number], changes):
                 done.take_back(theirs)

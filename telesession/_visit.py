@@ -19,12 +19,13 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NoReturn
 
 from telesession._checks import kind
-from telesession._dispatch import Dispatch, innermost, running, unlink
+from telesession._dispatch import innermost, running, unlink
 from telesession._locks import Locks
 from telesession._options import Options
 from telesession._savepoint import Savepoint
 from telesession._session import ClosedSession, Copied, NoSession, Notes, Session
-from telesession._several import Share, commit_all, committed, let_go, opened
+from telesession._several import Share, commit_all, failed, let_go
+from telesession.codecs import Unkeepable
 from telesession.errors import SessionBusy, SessionDataError, SessionError
 from telesession.stores import Change, Payload, Store
 
@@ -40,157 +41,140 @@ class Visit(list[Notes]):
     """The sessions that an update's visit has open, in the order in which it has locked them."""
 
     thread = 0  #: on which it is; 0 when there is nothing left to do
-    since = 0.0  #: when it began, by `time.monotonic`
     update: Any = None  #: which shows the sessions; `None` in an `open` block
     store: Store | None = None  #: on which they are open, once they are
     lease: Any = None  #: what the store gave for them
     saving = False  #: whether the store may have been told what to write
     saved = False  #: whether all was done that was to be saved
     # What most visits don't have, at no cost to them.
+    since = 0.0  #: when it began, by `time.monotonic`
     touch = True  #: whether sessions that are not saved begin a new ttl
     again = False  #: whether leaving was interrupted
     left = False  #: whether it is left to the dispatch, with its sessions locked
     task: Any = None  #: of an event loop, whose block it is
-    apart = False  #: whether it is saved by itself, inside another one
-    blank = False  #: whether it is to empty its session, and need not read it
     around: Any = None  #: what the thread was in the middle of
     parent: "Visit | None" = None  #: the visit around it
     root: "Visit | None" = None  #: the outermost one, if that is another one
-    shares: Sequence[Share] = ()  #: in the place of `store` and `lease`, if there are several
     own: Sequence[Notes] | None = None  #: those of its sessions that it has opened or joined itself
     pending: Collection[int] = ()  #: its sessions, by identity, that others changed meanwhile
-    absent: Sequence[tuple[str, NoSession]] = ()
+    shares: Sequence[Share] = ()  #: in the place of `store` and `lease`, if there are several
     joined: "Sequence[_Join]" = ()
+    absent: Sequence[tuple[str, NoSession]] = ()
     before: "dict[int, _Before] | None" = None  #: how sessions of others were, by identity
 
-    def enter(self, stack: Sequence[Options], store: Store | None, timeout: float, update: Any) -> None:
+    def enter(
+        self, stack: Sequence[Options], store: Store | None, timeout: float, update: Any
+    ) -> None:
         """Lock, load and show the sessions of an update."""
         self.thread = thread = threading.get_ident()
         self.update = update
-        if thread in innermost:
-            self._enter_inside([(options, options.name(update)) for options in stack], timeout)
+        if store is None or thread in innermost:
+            self.__class__ = Wide
+            self.enter(stack, store, timeout, update)
             return
         names = []
         waited = False
         for options in stack:
-            name = options.name(update)
-            if name is None:
-                self._do_without(options)
-                continue
+            try:
+                key = options.key(update)
+            except Exception as error:
+                raise options.key_failed(update, error) from error
+            if type(key) is int or (type(key) is str and key):
+                name = f"{options.prefix}{key}"
+            else:
+                found = options.name_of_update(key, update)
+                if found is None:
+                    self._do_without(options)
+                    continue
+                name = found
             session = Notes()
             session._options = options
             session._name = name
             session._user = self
             self.append(session)
-            if options.locks.take(name, self) is not self:
+            locks = options.locks
+            if name in locks.lines or locks.holders.setdefault(name, self) is not self:
                 self._wait(session)
                 waited = True
             names.append(name)
         if waited:
             self._lock(self, again=True)
-        if names:
-            self.since = time.monotonic()
-            payloads: Sequence[Payload | None]
-            if store is None:
-                payloads = self._read(self, timeout)
+        if not names:
+            return
+        self.since = time.monotonic()
+        try:
+            self.lease, payloads = store.open(names, timeout, None)
+        except Exception as error:
+            failed("load", store, names, error)
+        self.store = store
+        for session, stored in zip(self, payloads):
+            options = session._options
+            session._stored = session._before = stored
+            if stored is None or options.upgrade is not None:
+                self._fill(session)
             else:
-                self.lease, payloads = opened(store, names, timeout, None)
-                self.store = store
-            for session, stored in zip(self, payloads):
-                self._load(session, stored)
-            innermost[thread] = self
-
-    def _load(self, session: Notes, stored: Payload | None) -> None:
-        """Fill a session with what is stored of it, and show it on the update."""
-        options = session._options
-        session._stored = session._before = stored
-        if self.blank:
-            session._before = None
-        elif stored is None:
-            session.update(_started(session))
-        else:
-            session.update(options.decoded(session._name, stored))
-            if options.upgrade is not None:
-                session._before = options.encoded(session._name, dict(session), stored)
-        update = self.update
-        if update is not None:
-            if getattr(update, options.property, _MISSING) is not _MISSING:
-                _check_free(update, options.property, session)
-            setattr(update, options.property, session)
-        session.__class__ = Session
+                try:
+                    loaded = options.loads(stored)
+                except Exception as error:
+                    raise options.unreadable(session._name) from error
+                if not isinstance(loaded, dict):
+                    raise options.unreadable(session._name)
+                session.update(loaded)
+            property = options.property
+            if getattr(update, property, _MISSING) is not _MISSING:
+                _check_free(update, property, session)
+            setattr(update, property, session)
+            session.__class__ = Session
+        innermost[thread] = self
 
     def save(self) -> None:
         """Save what the handler changed: all of it, or nothing and raise."""
-        if self.absent:
-            self._check_absent()
-        if self.root is not None:
-            self._hand_back()
-            self.saved = True
-            return
-        if self.joined:
-            self._hand_back()
         update = self.update
         changes: list[Change] = []
-        changed: list[Notes] = []
         replaced: list[tuple[Notes, dict[str, Any]]] = []
         for session in self:
             options = session._options
             shown = getattr(update, options.property, None)
-            if shown is session:
-                data = dict(session)
-            else:
-                found = self._content(session, shown, replaced)
-                if found is None:
-                    continue
-                data = found
+            data = dict(session) if shown is session else _put(session, shown, replaced)
             _set(session, "__class__", ClosedSession)
             before, stored = session._before, session._stored
             if data or stored is not None:
-                payload = options.encoded(session._name, data, before)
-                if payload is not before or (self.pending and id(session) in self.pending):
+                try:
+                    payload = options.encode(data, before)
+                except Unkeepable as error:
+                    raise options.unkeepable(session._name, error) from error.__cause__
+                if payload is not before:
                     changes.append((session._name, payload if data else None, options.ttl))
-                    changed.append(session)
                 elif stored is not None and options.ttl is not None:
                     changes.append((session._name, stored, options.ttl))
-                    changed.append(session)
-        for session, data in replaced:
-            self._show_closed(session, data)
-        self.saving = True
-        if self.shares:
-            commit_all(self.shares, self._by_share(changed, changes))
-        elif self.store is not None:
-            committed(self.store, self.lease, changes, [session._name for session in self])
+        if replaced:
+            self._show_replaced(replaced)
+        store = self.store
+        if store is not None:
+            self.saving = True
+            try:
+                store.commit(self.lease, changes)
+            except Exception as error:
+                failed("save", store, self._names(), error)
         self.saved = True
 
     def leave(self) -> None:
         """Take back what was not saved, and unlock what was locked."""
-        if self.left:
-            return
         if not self.saved:
-            again, self.again = self.again, True
-            try:
-                self._abandon()
-            except BaseException:
-                if not again:
-                    raise  # and be called again
-                self._unlock()
-                raise
-        self._unlock()
-
-    def _unlock(self) -> None:
-        for property, absent in self.absent:
-            if not isinstance(getattr(self.update, property, None), (NoSession, Notes)):
-                setattr(self.update, property, absent)
+            self._give_up()
         while self:
             session = self[-1]
-            session._options.locks.release(session._name, self)
+            name, locks = session._name, session._options.locks
+            if locks.holders.get(name) is self:
+                del locks.holders[name]
+            if name in locks.lines:
+                locks.grant(name)
+            session._user = None
             self.pop()
         self.update = None
         thread = self.thread
-        if innermost.get(thread) is self and self.around is None:
+        if innermost.get(thread) is self:
             del innermost[thread]
-        else:
-            unlink(thread, self)
         self.thread = 0
 
     # From here on, what is rare: waiting, and visits inside of others.
@@ -228,13 +212,7 @@ class Visit(list[Notes]):
 
     def _read(self, sessions: Sequence[Notes], timeout: float) -> list[Payload | None]:
         """Lease further sessions, on one store after the other; what is stored of each."""
-        shares = list(self.shares)
-        if not shares and self.store is not None:
-            share = Share(self.store)
-            share.lease = self.lease
-            share.found = {session._name: session._stored for session in self}
-            shares.append(share)
-        self.shares = shares
+        shares = self._to_shares()
         todo: dict[int, list[Notes]] = {}
         for session in sessions:
             todo.setdefault(id(session._options.store), []).append(session)
@@ -249,6 +227,47 @@ class Visit(list[Notes]):
             self.store = self.store or store
         return [session._stored for session in sessions]
 
+    def _to_shares(self) -> list[Share]:
+        """Have shares in the place of a single store and lease."""
+        if isinstance(self.shares, list):
+            return self.shares
+        self.shares = shares = []
+        if self.store is not None:
+            share = Share(self.store)
+            share.lease = self.lease
+            share.found = {session._name: session._stored for session in self}
+            shares.append(share)
+        return shares
+
+    def _names(self) -> list[str]:
+        return [session._name for session in self]
+
+    def _fill(self, session: Notes) -> None:
+        """Fill a session with what is stored of it, or with what a new one has."""
+        options, stored = session._options, session._stored
+        if stored is None:
+            session.update(_started(session))
+        else:
+            session.update(options.decoded(session._name, stored))
+            if options.upgrade is not None:
+                session._before = options.encoded(session._name, dict(session), stored)
+
+    def _show_replaced(self, replaced: Sequence[tuple[Notes, dict[str, Any]]]) -> None:
+        for session, data in replaced:
+            self._show_closed(session, data)
+
+    def _give_up(self) -> None:
+        """Save nothing. Where this is interrupted, we are called again, and then unlock anyway."""
+        again, self.again = self.again, True
+        try:
+            self._abandon()
+        except BaseException:
+            if not again:
+                raise
+            self.saved = True
+            self.leave()
+            raise
+
     def _by_share(self, changed: Sequence[Notes], changes: Sequence[Change]) -> list[list[Change]]:
         sorted_out: list[list[Change]] = [[] for _ in self.shares]
         for session, change in zip(changed, changes):
@@ -256,240 +275,6 @@ class Visit(list[Notes]):
                 if share.store is session._options.store and session._name in share.found:
                     mine.append(change)
         return sorted_out
-
-    def enter_block(self, options: Options, names: Sequence[str]) -> list[dict[str, Any]]:
-        """What an `open` block gets: the sessions of those names, in this order."""
-        self.thread = threading.get_ident()
-        self.task = current_task()
-        wanted: list[tuple[Options, str | None]] = [(options, name) for name in sorted(names)]
-        self._enter_inside(wanted, options.lock_timeout)
-        return [_value(self, self._found(name)) for name in names]
-
-    def _found(self, name: str) -> Notes:
-        return next(one for one in self.own or () if one._name == name)
-
-    def _enter_inside(self, wanted: Sequence[tuple[Options, str | None]], timeout: float) -> None:
-        """Join the sessions that the thread has open, and open the others."""
-        thread = self.thread
-        self.around = around = innermost.get(thread)
-        entry = around
-        while entry is not None and entry.task is not None and entry.task is not current_task():
-            entry = entry.around
-        dispatch = None
-        if isinstance(entry, Visit):
-            self.parent = entry
-            if not self.apart:
-                self.root = entry.root or entry
-        elif entry is not None and self.update is not None:
-            dispatch = entry
-        taken: list[tuple[Visit, Options, Notes]] = []
-        joins: list[Notes] = []
-        for options, name in wanted:
-            if name is None:
-                self._do_without(options)
-                continue
-            holder = options.locks.holder(name)
-            if dispatch is not None and (options.locks, name) in dispatch.refused:
-                raise Dropped(f"{name!r} was in use by another handler", name)
-            if holder is not None and holder.thread == thread:
-                session = holder.find(options.locks, name)
-                if dispatch is not None and dispatch.offers(holder):
-                    taken.append((holder, options, session))
-                else:
-                    self._check_joins(holder, session)
-                    joins.append(session)
-                continue
-            session = Notes()
-            session._options = options
-            session._name = name
-            session._user = self
-            self.append(session)
-        self._lock(self)
-        self.since = time.monotonic()
-        added = list(self)
-        carrier = self.root or (taken[0][0] if taken else self)
-        if added:
-            carrier._read(added, timeout)
-        if self.root is not None:
-            self._move_to(self.root)
-        for holder in {id(holder): holder for holder, _, _ in taken}.values():
-            holder._move_to(self)
-        self._note_before(joins)
-        self.own = own = [*added, *joins, *(session for _, _, session in taken)]
-        for session in added:
-            self._load(session, session._stored)
-            if self.root is not None:
-                assert self.before is not None
-                self.before[id(session)] = _Before(session, None, added=True)
-        for _, options, session in taken:
-            self._resume(session, options)
-        for session in joins:
-            self._join(session)
-        if own:
-            innermost[thread] = self
-
-    def _move_to(self, other: "Visit") -> None:
-        """Have another visit of the same thread hold the sessions, and what they are leased by."""
-        for session in self:
-            other.append(session)
-            session._options.locks.hand_over(session._name, other)
-        if other is self.root:
-            self.clear()
-            return
-        if self.shares or self.store is not None:
-            self._read((), 0)
-            other.shares = [*other.shares, *self.shares]
-            other.store = other.store or self.store
-        other.pending = {*other.pending, *self.pending}
-        self.clear()
-        self.left = False
-        self.saved = True
-        self.thread = 0
-
-    def _check_joins(self, holder: "Visit", session: Notes | None) -> None:
-        """Refuse to join what is not open yet, or what another task of this thread has open."""
-        users = [holder] if session is None else [holder, session._user]
-        for user in users:
-            task = None if user is None else user.task
-            if task is not None and task is not current_task():
-                self._refuse_join(
-                    session,
-                    "is open in another task of this thread's event loop, which could not go on "
-                    "while this one waited for it. Have no `await` inside of the block, or open "
-                    "it in a thread: `await asyncio.to_thread(...)`.",
-                )
-        entry = self.around
-        while entry is not None and entry is not holder and not holder.left:
-            entry = entry.around
-        if entry is None or session is None:
-            self._refuse_join(
-                session,
-                "is just being opened: its key, initial, upgrade and codec can't open it.",
-            )
-
-    def _refuse_join(self, session: Notes | None, why: str) -> NoReturn:
-        name = "" if session is None else session._name
-        raise SessionBusy(f"{name!r} {why}", name)
-
-    def _note_before(self, joins: Iterable[Notes]) -> None:
-        """Note how sessions are that we may change: those around us that are in use, and joins."""
-        self.before = before = {}
-        visit = self.parent
-        while visit is not None:
-            if visit.own is None:
-                visit.own = list(visit)
-            for session in visit.own:
-                if session._user is not None and id(session) not in before:
-                    before[id(session)] = _Before(session, session._user)
-            visit = visit.parent
-        for session in joins:
-            if id(session) not in before:
-                before[id(session)] = _Before(session, session._user)
-
-    def _join(self, session: Notes) -> None:
-        """Show a session that is open already as the one who uses it just now shows it."""
-        user, options = session._user, session._options
-        if type(session) is Notes:  # it could not be loaded then
-            self._load(session, session._stored)
-        value = _value(user, session)
-        if type(session) is ClosedSession:
-            session.__class__ = Session
-        fresh = value is None or (user is None and not session)  # it was removed
-        if fresh:
-            session.clear()
-            session.update(_started(session))
-            value = session
-        elif not isinstance(value, dict):
-            raise _wrong_type(session, value)
-        update = self.update
-        if update is not None and getattr(update, options.property, None) is not value:
-            if user is None or update is not user.update:
-                _check_free(update, options.property, session)
-            setattr(update, options.property, value)
-        self.joined = [*self.joined, _Join(session, user, value, fresh)]
-        _set(session, "_user", self)
-
-    def _resume(self, session: Notes, options: Options) -> None:
-        """Open a session again that was left to the dispatch."""
-        session._user = self
-        if session._options is not options:
-            session._options = options
-            _reload(session)
-        session.__class__ = Session
-        if getattr(self.update, options.property, None) is not session:
-            _check_free(self.update, options.property, session)
-            setattr(self.update, options.property, session)
-
-    def _hand_back(self) -> None:
-        """Let those around us see what became of the sessions that we joined, or added to theirs."""
-        update = self.update
-        for join in reversed(self.joined):
-            self._hand_back_one(join)
-        joined = {id(join.session) for join in self.joined}
-        for session in self.own or () if self.root is not None else ():
-            if id(session) not in joined:
-                shown = getattr(update, session._options.property, None)
-                if update is not None and shown is not session:
-                    _refill(session, session, shown)
-                    setattr(update, session._options.property, session)
-                _set(session, "_user", None)
-                _set(session, "__class__", ClosedSession)
-        parent = self.parent
-        if parent is not None and self.before:
-            if parent.before is None:
-                parent.before = {}
-            for key, before in self.before.items():
-                name, locks = before.session._name, before.session._options.locks
-                if locks.holder(name) is not parent:  # which will save it, or not
-                    parent.before.setdefault(key, before)
-
-    def _hand_back_one(self, join: "_Join") -> None:
-        session, user, update = join.session, join.user, self.update
-        property = session._options.property
-        shown = join.value if update is None else getattr(update, property, None)
-        if update is None and user is not None and user.update is not None and not join.fresh:
-            shown = getattr(user.update, property, None)  # which may have been replaced meanwhile
-        if join.fresh and shown is session and dict(session) == _started(session):
-            session.clear()  # nothing came of it: it stays removed
-            shown = None
-        if user is None or user.update is None:
-            value = _value(user, session)
-            if shown is not value:
-                _refill(session, value, shown)
-                if update is not None:
-                    setattr(update, property, value)
-        else:
-            if getattr(user.update, property, None) is not shown:
-                setattr(user.update, property, shown)
-            if update is not None and update is not user.update:
-                self._leave_showing(session, shown)
-        _set(session, "_user", user)
-        if user is None:
-            session.__class__ = ClosedSession
-            holder = session._options.locks.holder(session._name)
-            if holder.left:
-                before = session._before
-                session._before = session._options.encoded(session._name, dict(session), before)
-                if session._before is not before:
-                    holder.pending = {*holder.pending, id(session)}
-
-    def _leave_showing(self, session: Notes, value: Any) -> None:
-        """Have our update show what the one of the visit around us does, to the end."""
-        setattr(self.update, session._options.property, value)
-        if value is not session:
-            _set(session, "_guests", [*getattr(session, "_guests", ()), self.update])
-
-    def _content(
-        self, session: Notes, shown: Any, replaced: list[tuple[Notes, dict[str, Any]]]
-    ) -> dict[str, Any] | None:
-        """What there is to save of a session that its update does not show; `None` for nothing."""
-        if type(session) is Notes:  # it could not be loaded
-            return None
-        if session._user is not self or self.update is None:
-            return dict(session)
-        data = _replacement(session, shown)
-        replaced.append((session, data))
-        return data
 
     def _show_closed(self, session: Notes, data: dict[str, Any]) -> None:
         """Have a closed session show what was put in its place, on all updates that it was on."""
@@ -545,6 +330,29 @@ class Visit(list[Notes]):
                 payload = None
         return session._name, payload, ttl
 
+    def _leave_showing(self, session: Notes, value: Any) -> None:
+        """Have our update show what the one of the visit around us does, to the end."""
+        setattr(self.update, session._options.property, value)
+        if value is not session:
+            _set(session, "_guests", [*getattr(session, "_guests", ()), self.update])
+
+    def _move_to(self, other: "Visit") -> None:
+        """Have another visit of the same thread hold the sessions, and what they are leased by."""
+        for session in self:
+            other.append(session)
+            session._options.locks.hand_over(session._name, other)
+        if other is self.root:
+            self.clear()
+            return
+        if self.shares or self.store is not None:
+            other.shares = [*other._to_shares(), *self._to_shares()]
+            other.store = other.store or self.store
+        other.pending = {*other.pending, *self.pending}
+        self.clear()
+        self.left = False
+        self.saved = True
+        self.thread = 0
+
     def pass_on(self, asked: bool) -> None:
         """The handler is not for this update: leave the sessions to the next one, still locked.
 
@@ -559,10 +367,298 @@ class Visit(list[Notes]):
             session._user = None
             if asked:
                 _reload(session)
-        if innermost.get(self.thread) is self:
-            unlink(self.thread, self)
+        unlink(self.thread, self)
+        self.__class__ = Wide
         dispatch.keep(self)
         self.left = True
+
+    def _do_without(self, options: Options) -> None:
+        absent = NoSession(options.reason(self.update), options.property)
+        _check_free(self.update, options.property)
+        setattr(self.update, options.property, absent)
+        self.__class__ = Wide
+        self.absent = [*self.absent, (options.property, absent)]
+
+
+class Wide(Visit):
+    """A visit with more to it.
+
+    It is inside of another one, or that is inside of it; or its sessions have several stores, or
+    are left to the dispatch, or some of them are not there.
+    """
+
+    apart = False  #: whether it is saved by itself, inside another one
+    blank = False  #: whether it is to empty its session, and need not read it
+
+    def enter(
+        self, stack: Sequence[Options], store: Store | None, timeout: float, update: Any
+    ) -> None:
+        self._enter([(options, options.name(update)) for options in stack], timeout)
+
+    def _load(self, session: Notes, stored: Payload | None) -> None:
+        """Fill a session with what is stored of it, and show it on the update."""
+        options = session._options
+        session._stored = session._before = stored
+        if self.blank:
+            session._before = None
+        else:
+            self._fill(session)
+        update = self.update
+        if update is not None:
+            if getattr(update, options.property, _MISSING) is not _MISSING:
+                _check_free(update, options.property, session)
+            setattr(update, options.property, session)
+        session.__class__ = Session
+
+    def save(self) -> None:
+        self._check_absent()
+        if self.joined or self.root is not None:
+            self._hand_back()
+        if self.root is not None:
+            self.saved = True
+            return
+        changes: list[Change] = []
+        changed: list[Notes] = []
+        replaced: list[tuple[Notes, dict[str, Any]]] = []
+        for session in self:
+            options = session._options
+            data = self._content(session, replaced)
+            if data is None:
+                continue
+            _set(session, "__class__", ClosedSession)
+            before, stored = session._before, session._stored
+            if data or stored is not None:
+                payload = options.encoded(session._name, data, before)
+                if payload is not before or id(session) in self.pending:
+                    changes.append((session._name, payload if data else None, options.ttl))
+                    changed.append(session)
+                elif stored is not None and options.ttl is not None:
+                    changes.append((session._name, stored, options.ttl))
+                    changed.append(session)
+        self._show_replaced(replaced)
+        self.saving = True
+        self._to_shares()
+        commit_all(self.shares, self._by_share(changed, changes))
+        self.saved = True
+
+    def leave(self) -> None:
+        if self.left:
+            return
+        for property, absent in self.absent:
+            if not isinstance(getattr(self.update, property, None), (NoSession, Notes)):
+                setattr(self.update, property, absent)
+        unlink(self.thread, self)
+        super().leave()
+
+    def enter_block(self, options: Options, names: Sequence[str]) -> list[dict[str, Any]]:
+        """What an `open` block gets: the sessions of those names, in this order."""
+        self.thread = threading.get_ident()
+        self.task = current_task()
+        wanted: list[tuple[Options, str | None]] = [(options, name) for name in sorted(names)]
+        self._enter(wanted, options.lock_timeout)
+        return [_value(self, self._found(name)) for name in names]
+
+    def _found(self, name: str) -> Notes:
+        return next(one for one in self.own or () if one._name == name)
+
+    def _enter(self, wanted: Sequence[tuple[Options, str | None]], timeout: float) -> None:
+        """Join the sessions that the thread has open, and open the others."""
+        thread = self.thread
+        self.around = around = innermost.get(thread)
+        entry = around
+        while entry is not None and entry.task is not None and entry.task is not current_task():
+            entry = entry.around
+        dispatch = None
+        if isinstance(entry, Visit):
+            self.parent = entry
+            if not self.apart:
+                self.root = entry.root or entry
+        elif entry is not None and self.update is not None:
+            dispatch = entry
+        taken: list[tuple[Visit, Options, Notes]] = []
+        joins: list[Notes] = []
+        for options, name in wanted:
+            if name is None:
+                self._do_without(options)
+                continue
+            holder = options.locks.holder(name)
+            if dispatch is not None and (options.locks, name) in dispatch.refused:
+                raise Dropped(f"{name!r} was in use by another handler", name)
+            if holder is not None and holder.thread == thread:
+                session = holder.find(options.locks, name)
+                if dispatch is not None and dispatch.offers(holder):
+                    taken.append((holder, options, session))
+                else:
+                    self._check_joins(holder, session)
+                    joins.append(session)
+                continue
+            session = Notes()
+            session._options = options
+            session._name = name
+            session._user = self
+            self.append(session)
+        self._lock(self)
+        self.since = time.monotonic()
+        added = list(self)
+        carrier = self.root or (taken[0][0] if taken else self)
+        carrier.__class__ = Wide
+        if added:
+            carrier._read(added, timeout)
+        if self.root is not None:
+            self._move_to(self.root)
+        for holder in {id(holder): holder for holder, _, _ in taken}.values():
+            holder._move_to(self)
+        self._note_before(joins)
+        self.own = own = [*added, *joins, *(session for _, _, session in taken)]
+        for session in added:
+            self._load(session, session._stored)
+            if self.root is not None:
+                assert self.before is not None
+                self.before[id(session)] = _Before(session, None, added=True)
+        for _, options, session in taken:
+            self._resume(session, options)
+        for session in joins:
+            self._join(session)
+        if own:
+            innermost[thread] = self
+
+    def _check_joins(self, holder: "Visit", session: Notes | None) -> None:
+        """Refuse to join what is not open yet, or what another task of this thread has open."""
+        users = [holder] if session is None else [holder, session._user]
+        for user in users:
+            task = None if user is None else user.task
+            if task is not None and task is not current_task():
+                self._refuse_join(
+                    session,
+                    "is open in another task of this thread's event loop, which could not go on "
+                    "while this one waited for it. Have no `await` inside of the block, or open "
+                    "it in a thread: `await asyncio.to_thread(...)`.",
+                )
+        entry = self.around
+        while entry is not None and entry is not holder and not holder.left:
+            entry = entry.around
+        if entry is None or session is None:
+            self._refuse_join(
+                session,
+                "is just being opened: its key, initial, upgrade and codec can't open it.",
+            )
+
+    def _refuse_join(self, session: Notes | None, why: str) -> NoReturn:
+        name = "" if session is None else session._name
+        raise SessionBusy(f"{name!r} {why}", name)
+
+    def _note_before(self, joins: Iterable[Notes]) -> None:
+        """Note how sessions are that we may change: those around us that are in use, and joins."""
+        self.before = before = {}
+        visit = self.parent
+        while visit is not None:
+            if visit.own is None:
+                visit.own = list(visit)
+            for session in visit.own:
+                if session._user is not None and id(session) not in before:
+                    before[id(session)] = _Before(session, session._user)
+            visit = visit.parent
+        for session in joins:
+            if id(session) not in before:
+                before[id(session)] = _Before(session, session._user)
+
+    def _join(self, session: Notes) -> None:
+        """Show a session that is open already as the one who uses it just now shows it."""
+        user, options = session._user, session._options
+        if type(session) is Notes:  # it could not be loaded then
+            self._load(session, session._stored)
+        value = _value(user, session)
+        if type(session) is ClosedSession:
+            _set(session, "__class__", Session)
+        fresh = value is None or (user is None and not session)  # it was removed
+        if fresh:
+            session.clear()
+            session.update(_started(session))
+            value = session
+        elif not isinstance(value, dict):
+            raise _wrong_type(session, value)
+        update = self.update
+        if update is not None and getattr(update, options.property, None) is not value:
+            if user is None or update is not user.update:
+                _check_free(update, options.property, session)
+            setattr(update, options.property, value)
+        self.joined = [*self.joined, _Join(session, user, value, fresh)]
+        _set(session, "_user", self)
+
+    def _resume(self, session: Notes, options: Options) -> None:
+        """Open a session again that was left to the dispatch."""
+        session._user = self
+        if session._options is not options:
+            session._options = options
+            _reload(session)
+        session.__class__ = Session
+        if getattr(self.update, options.property, None) is not session:
+            _check_free(self.update, options.property, session)
+            setattr(self.update, options.property, session)
+
+    def _hand_back(self) -> None:
+        """Let those around us see what became of the sessions that we joined or added."""
+        update = self.update
+        for join in reversed(self.joined):
+            self._hand_back_one(join)
+        joined = {id(join.session) for join in self.joined}
+        for session in self.own or () if self.root is not None else ():
+            if id(session) not in joined:
+                shown = getattr(update, session._options.property, None)
+                if update is not None and shown is not session:
+                    _refill(session, session, shown)
+                    setattr(update, session._options.property, session)
+                _set(session, "_user", None)
+                _set(session, "__class__", ClosedSession)
+        parent = self.parent
+        if parent is not None and self.before:
+            if parent.before is None:
+                parent.before = {}
+            for key, before in self.before.items():
+                name, locks = before.session._name, before.session._options.locks
+                if locks.holder(name) is not parent:  # which will save it, or not
+                    parent.before.setdefault(key, before)
+
+    def _hand_back_one(self, join: "_Join") -> None:
+        session, user, update = join.session, join.user, self.update
+        property = session._options.property
+        shown = join.value if update is None else getattr(update, property, None)
+        if update is None and user is not None and user.update is not None and not join.fresh:
+            shown = getattr(user.update, property, None)  # which may have been replaced meanwhile
+        if join.fresh and shown is session and dict(session) == _started(session):
+            session.clear()  # nothing came of it: it stays removed
+            shown = None
+        if user is None or user.update is None:
+            value = _value(user, session)
+            if shown is not value:
+                _refill(session, value, shown)
+                if update is not None:
+                    setattr(update, property, value)
+        else:
+            if getattr(user.update, property, None) is not shown:
+                setattr(user.update, property, shown)
+            if update is not None and update is not user.update:
+                self._leave_showing(session, shown)
+        _set(session, "_user", user)
+        if user is None:
+            session.__class__ = ClosedSession
+            holder = session._options.locks.holder(session._name)
+            if holder.left:
+                before = session._before
+                session._before = session._options.encoded(session._name, dict(session), before)
+                if session._before is not before:
+                    holder.pending = {*holder.pending, id(session)}
+
+    def _content(
+        self, session: Notes, replaced: list[tuple[Notes, dict[str, Any]]]
+    ) -> dict[str, Any] | None:
+        """What there is to save of a session; `None` if it could not even be loaded."""
+        if type(session) is Notes:
+            return None
+        if session._user is not self or self.update is None:
+            return dict(session)
+        shown = getattr(self.update, session._options.property, None)
+        return dict(session) if shown is session else _put(session, shown, replaced)
 
     def settle(self) -> None:
         """No handler has come for what was left: save what others changed of it, and let go."""
@@ -576,12 +672,6 @@ class Visit(list[Notes]):
         finally:
             if self.thread:
                 self.leave()
-
-    def _do_without(self, options: Options) -> None:
-        absent = NoSession(options.reason(self.update), options.property)
-        _check_free(self.update, options.property)
-        setattr(self.update, options.property, absent)
-        self.absent = [*self.absent, (options.property, absent)]
 
     def _check_absent(self) -> None:
         for property, absent in self.absent:
@@ -652,13 +742,14 @@ def _value(user: Any, session: Notes) -> Any:
 def _started(session: Notes) -> dict[Any, Any]:
     """What a new session has; decoded, so that no part of it is shared with the next one."""
     options = session._options
-    start = options.start(session._name)
+    start: dict[Any, Any] = options.start(session._name)
     if not start:
         return start
     payload = options.encoded(session._name, start, None)
     if session._stored is None and session._before is None:
         session._before = payload
-    return options.codec.loads(payload)  # type: ignore[no-any-return]
+    started: dict[Any, Any] = options.codec.loads(payload)
+    return started
 
 
 def _reload(session: Notes) -> None:
@@ -676,6 +767,15 @@ def _replacement(session: Notes, shown: Any) -> dict[str, Any]:
     if not isinstance(shown, dict):
         raise _wrong_type(session, shown)
     return {key: dict(one) if isinstance(one, Notes) else one for key, one in shown.items()}
+
+
+def _put(
+    session: Notes, shown: Any, replaced: list[tuple[Notes, dict[str, Any]]]
+) -> dict[str, Any]:
+    """The content of what a handler put in the place of its session, which is noted."""
+    data = _replacement(session, shown)
+    replaced.append((session, data))
+    return data
 
 
 def _refill(session: Notes, target: dict[str, Any], shown: Any) -> None:
@@ -697,9 +797,9 @@ def _check_free(update: Any, property: str, session: Notes | None = None) -> Non
     shown = getattr(update, property, _MISSING)
     if shown is _MISSING or isinstance(shown, (ClosedSession, NoSession, Copied)):
         return
-    if session is not None:
-        if shown is session or any(update is guest for guest in getattr(session, "_guests", ())):
-            return
+    guests = getattr(session, "_guests", ())
+    if session is not None and (shown is session or any(update is one for one in guests)):
+        return
     name = property if session is None else session._name
     if isinstance(shown, Notes):
         raise SessionError(

@@ -82,13 +82,14 @@ def stand_in() -> Iterator[None]:
 def _stand_in() -> Any:
     from telebot.util import WorkerThread
 
-    class StandIn(WorkerThread):  # type: ignore[misc]
+    class StandIn(WorkerThread):
         """One more worker of a pool, for as long as more of them wait than others stand in."""
 
         def __init__(self, shift: _Shift, worker: Any) -> None:
             self._shift = shift
             self._pool = worker.exception_callback.__self__
-            super().__init__(worker.exception_callback, worker.queue, "telesession-stand-in")
+            begin: Any = super().__init__
+            begin(worker.exception_callback, worker.queue, "telesession-stand-in")
 
         def run(self) -> None:
             with _shifts.mutex:

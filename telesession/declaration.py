@@ -12,7 +12,7 @@ from telesession._checks import checked_callable, checked_seconds
 from telesession._handler import Condition, wrap
 from telesession._options import Options, check_known
 from telesession._several import listed, peeked
-from telesession._visit import Visit, in_use
+from telesession._visit import Wide, in_use
 from telesession.errors import SessionUnavailable
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
@@ -210,7 +210,7 @@ class Declaration:
     def _block(
         self, names: Sequence[str], *, apart: bool = False, blank: bool = False
     ) -> Iterator[list[dict[str, Any]]]:
-        visit = Visit()
+        visit = Wide()
         visit.apart = apart
         visit.blank = blank
         try:
@@ -226,7 +226,9 @@ class Declaration:
     def _check_one(self, call: str, update: Any, key: Any) -> None:
         neither_or_both = (update is _MISSING) == (key is _MISSING)
         if neither_or_both or isinstance(update, (str, int, dict, type(None))):
-            raise TypeError(f"{call} takes an update or a key: {call}(message), {call}(key='42:99')")
+            raise TypeError(
+                f"{call} takes an update or a key: {call}(message), {call}(key='42:99')"
+            )
 
     def _name(self, update: Any, key: Any) -> str:
         options = self._options

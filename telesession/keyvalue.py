@@ -19,8 +19,8 @@ from typing import Any, TypeAlias, TypeVar
 
 import cachetools
 
-from telesession.errors import SessionDataError, SessionStoreError
 from telesession._forks import per_process
+from telesession.errors import SessionDataError, SessionStoreError
 from telesession.stores import Change, Payload, Store
 
 logger = logging.getLogger("telesession")

@@ -30,8 +30,8 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
-from telesession._workers import stand_in
 from telesession._checks import called, checked_seconds
+from telesession._workers import stand_in
 from telesession.errors import SessionBusy, SessionDataError, SessionLost
 from telesession.patrol import Patrol
 from telesession.stores import Change, Payload, Store

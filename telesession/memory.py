@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 
 from cachetools import TTLCache
 
-from telesession.codecs import Codec
 from telesession._forks import per_process
+from telesession.codecs import Codec
 from telesession.stores import Change, Payload, Store
 
 logger = logging.getLogger("telesession")
