@@ -31,6 +31,7 @@ from telesession.stores import Change, Payload, Store
 
 _MISSING: Any = object()
 _set = object.__setattr__  # past `Session.__setattr__`
+_become: Any = vars(object)["__class__"].__set__  # the same, for another class
 
 
 class Dropped(SessionBusy):
@@ -136,7 +137,7 @@ class Visit(list[Notes]):
             options = session._options
             shown = getattr(update, options.property, None)
             data = dict(session) if shown is session else _put(session, shown, replaced)
-            _set(session, "__class__", ClosedSession)
+            _become(session, ClosedSession)
             before, stored = session._before, session._stored
             if data or stored is not None:
                 try:
@@ -293,7 +294,7 @@ class Visit(list[Notes]):
                 self._leave_showing(join.session, _value(join.user, join.session))
         for session in self:
             loaded = type(session) is not Notes
-            _set(session, "__class__", ClosedSession)
+            _become(session, ClosedSession)
             if not loaded or session._user is not self or update is None:
                 continue
             shown = getattr(update, session._options.property, None)
@@ -425,7 +426,7 @@ class Wide(Visit):
             data = self._content(session, replaced)
             if data is None:
                 continue
-            _set(session, "__class__", ClosedSession)
+            _become(session, ClosedSession)
             before, stored = session._before, session._stored
             if data or stored is not None:
                 payload = options.encoded(session._name, data, before)
@@ -569,7 +570,7 @@ class Wide(Visit):
             self._load(session, session._stored)
         value = _value(user, session)
         if type(session) is ClosedSession:
-            _set(session, "__class__", Session)
+            _become(session, Session)
         fresh = value is None or (user is None and not session)  # it was removed
         if fresh:
             session.clear()
@@ -609,7 +610,7 @@ class Wide(Visit):
                     _refill(session, session, shown)
                     setattr(update, session._options.property, session)
                 _set(session, "_user", None)
-                _set(session, "__class__", ClosedSession)
+                _become(session, ClosedSession)
         parent = self.parent
         if parent is not None and self.before:
             if parent.before is None:
@@ -709,7 +710,7 @@ class _Before:
         session = self.session
         if self._added:
             if type(session) is not Notes:
-                _set(session, "__class__", ClosedSession)
+                _become(session, ClosedSession)
                 session._user = None
                 if session._before is None and session._stored is not None:
                     session.__class__ = Notes  # it was emptied without being read
@@ -720,7 +721,7 @@ class _Before:
         for content in self._content:
             content.restore()
         _set(session, "_user", self._user)
-        _set(session, "__class__", ClosedSession if self._closed else Session)
+        _become(session, ClosedSession if self._closed else Session)
         update = None if self._user is None else self._user.update
         property = session._options.property
         if update is not None and getattr(update, property, None) is not self._value:

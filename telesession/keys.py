@@ -76,6 +76,11 @@ def chat(update: Any) -> int | str | None:
     have; of a business connection, ``user_chat_id``. Inline queries, payments and poll answers
     tell no chat.
     """
+    try:  # most updates are plain messages
+        if not (update.business_connection_id or update.guest_query_id):
+            return update.chat.id  # type: ignore[no-any-return]
+    except (AttributeError, SessionUnavailable):
+        pass
     place = _place(update)
     home = _sent(place, "chat")
     if home is None:

@@ -313,13 +313,13 @@ EXPECTED: dict[str, tuple] = {
     "message by the bot in a forum topic": (None, -1001, "-1001:5", None, None),
     "message by the bot in direct messages": (None, -1003, "-1003:42", None, None),
     "message by the bot as the group": (-1001, -1001, -1001, "-1001:-1001", "-1001:-1001"),
-    # Neither the account nor the customer wrote it, and either may have clicked on it.
+    # The account is a user, for whom the bot wrote it.
     "message by the bot for a business account": (
-        None,
+        43,
         "42@connection of 43",
         "42@connection of 43",
-        None,
-        None,
+        "43:42@connection of 43",
+        "43:42@connection of 43",
     ),
     "guest message by another bot": (None, "42@guest", "42@guest", None, None),
     "channel post by the bot": (None, -1002, -1002, None, None),
@@ -334,7 +334,6 @@ BY_BOT = {
     "message by the bot in a basic group",
     "message by the bot in a forum topic",
     "message by the bot in direct messages",
-    "message by the bot for a business account",
     "guest message by another bot",
     "channel post by the bot",
     "message by another bot",
@@ -415,7 +414,12 @@ def test_it_is_told_where_a_bot_wrote_the_message(name):
     assert keys.written_by_bot(plain(make(name), SimpleNamespace)) == (name in BY_BOT)
 
 
-CLICKS = [name for name in EXPECTED if hasattr(getattr(make(name), "message", None), "chat")]
+CLICKS = [
+    name
+    for name in EXPECTED
+    if hasattr(getattr(make(name), "message", None), "chat")
+    and getattr(make(name).message, "sender_business_bot", None) is None  # or it is the account's
+]
 
 
 @pytest.mark.parametrize("function", EVERY_FUNCTION)
