@@ -11,6 +11,7 @@ lock is released, and a line left, by whoever finds that it is still the holder'
 Stacks take their locks in one order, so they can't block each other. A handler that opens further
 sessions while it runs can close a cycle of waiting. Where one of those in the cycle has not begun
 yet, since it is still locking its stack, it gives way; else the one that closes it is told at once.
+Who gave way to one keeps its place before all others.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 from telesession._forks import per_process
@@ -35,19 +36,32 @@ class Holder(Protocol):
     thread: int
     since: float  #: when it began, by `time.monotonic`
 
-    def gives_way(self) -> "Iterable[tuple[Locks, str]]":
-        """The locks that it can do without for a while, since nothing depends on them yet."""
+    def gives_way(self) -> bool:
+        """Whether it can do without its locks for a while, since nothing depends on them yet."""
 
 
 class _Waiter:
-    __slots__ = ("gate", "holder", "locks", "name")
+    __slots__ = ("gate", "holder", "locks", "name", "place")
 
-    def __init__(self, locks: "Locks", name: str, holder: Holder) -> None:
+    def __init__(self, locks: "Locks", name: str, holder: Holder, place: bool = False) -> None:
         self.locks = locks
         self.name = name
         self.holder = holder
+        self.place = place  #: whether it only keeps the place of a holder that gave way
         self.gate = threading.Lock()
         self.gate.acquire()
+
+    def chain(self) -> Iterator[tuple["_Waiter", Any]]:
+        """It, who holds what it waits for, what that one waits for, and so on."""
+        wanted: _Waiter | None = self
+        seen = set()
+        while wanted is not None and wanted not in seen:  # whoever closed a circle is being told
+            seen.add(wanted)
+            holder = wanted.locks.holder(wanted.name)
+            if holder is None or holder is wanted.holder:
+                return  # somebody who can go on
+            yield wanted, holder
+            wanted = _everyone.waiting.get(holder.thread)
 
 
 class _Line(deque[_Waiter]):
@@ -112,18 +126,26 @@ class Locks:
         if self.holders.get(name) is holder:
             del self.holders[name]
         if name in self.lines:
-            self.grant(name)
+            self.grant(name, holder)
 
-    def grant(self, name: str) -> None:
-        """Give ``name``, if it is free, to the first in its line."""
+    def grant(self, name: str, gone: Holder) -> None:
+        """Give ``name``, if it is free, to the first in its line, but to ``gone``."""
         try:
             with _everyone.mutex:
+                for one in list(self.lines.get(name, ())):
+                    if one.holder is gone:  # it gave way, and does not come back
+                        self._take_out(one)
                 self._grant(name)
         finally:
             _everyone.free()
 
-    def give_way(self, name: str, holder: Holder) -> None:
-        """Release ``name`` on behalf of a holder that waits; the mutex is ours."""
+    def give_way(self, waiter: _Waiter, holder: Holder) -> None:
+        """Have ``waiter`` go before ``holder``, which waits for another lock; the mutex is ours."""
+        name = waiter.name
+        line = _Line()
+        line += [waiter, _Waiter(self, name, holder, place=True)]
+        line += [one for one in self.lines[name] if one is not waiter and one.holder is not holder]
+        self.lines[name] = line
         if self.holders.get(name) is holder:
             del self.holders[name]
         self._grant(name)
@@ -158,9 +180,9 @@ class Locks:
 
         They count from ``since`` at the earliest.
         """
-        line = self.lines[waiter.name]
         timeout = min(timeout, threading.TIMEOUT_MAX / 2)
         while True:
+            line = self.lines[waiter.name]
             left = max(since, line.moved) + timeout - time.monotonic()
             if waiter.gate.acquire(timeout=max(left, 0.0)):
                 return True
@@ -169,30 +191,47 @@ class Locks:
 
     def _enter(self, waiter: _Waiter) -> None:
         line = self.lines.setdefault(waiter.name, _Line())
-        line.append(waiter)
+        places = [number for number, one in enumerate(line) if one.holder is waiter.holder]
+        if places:
+            line[places[0]] = waiter
+        else:
+            line.append(waiter)
         _everyone.waiting[waiter.holder.thread] = waiter
         self._grant(waiter.name)  # it may have been released just before there was a line
         if self.holders.get(waiter.name) is not waiter.holder:
             _break_cycle(waiter)
 
     def _leave(self, waiter: _Waiter) -> None:
+        self._take_out(waiter)
+        if _everyone.waiting.get(waiter.holder.thread) is waiter:
+            del _everyone.waiting[waiter.holder.thread]
+
+    def _take_out(self, waiter: _Waiter) -> None:
         line = self.lines.get(waiter.name)
         if line is not None:
             if waiter in line:
                 line.remove(waiter)
             if not line:
                 del self.lines[waiter.name]
-        if _everyone.waiting.get(waiter.holder.thread) is waiter:
-            del _everyone.waiting[waiter.holder.thread]
 
     def _grant(self, name: str) -> None:
+        """Give a free lock to the first in its line."""
         line = self.lines.get(name)
-        if line:
-            first = line[0]
-            mine = self.holders.setdefault(name, first.holder) is first.holder
-            if mine and first.gate.locked():
-                line.moved = time.monotonic()
-                first.gate.release()
+        if not line:
+            return
+        first = line[0]
+        if self.holders.setdefault(name, first.holder) is not first.holder:
+            return
+        if first.place:
+            waiting = _everyone.waiting.get(first.holder.thread)
+            if waiting is not None and waiting.holder is first.holder:
+                with contextlib.suppress(SessionBusy):  # of one that is being told already
+                    _break_cycle(waiting)  # which has it now; maybe that closes one
+            if self.holders.get(name) is first.holder:
+                self._take_out(first)
+        elif first.gate.locked():
+            line.moved = time.monotonic()
+            first.gate.release()
 
     def _overdue(self, name: str, timeout: float) -> str:
         holder = self.holders.get(name)
@@ -209,29 +248,21 @@ class Locks:
 
 def _break_cycle(waiter: _Waiter) -> None:
     """Have somebody give way if those who wait for each other could wait for ever."""
-    thread = waiter.holder.thread
-    holders = []
-    wanted: _Waiter | None = waiter
-    while wanted is not None:
-        holder = wanted.locks.holder(wanted.name)
-        if holder is None or holder is wanted.holder:
-            return  # somebody who can go on
-        holders.append(holder)
-        if holder.thread == thread:
+    chain = []
+    for wanted, holder in waiter.chain():
+        chain.append((wanted, holder))
+        if holder.thread == waiter.holder.thread:
             break
-        wanted = _everyone.waiting.get(holder.thread)
     else:
         return
-    for holder in holders:
-        given = list(holder.gives_way())
-        if given:
-            for locks, name in given:
-                locks.give_way(name, holder)
+    for wanted, holder in chain:
+        if holder.gives_way():
+            wanted.locks.give_way(wanted, holder)
             return
-    mine = wanted.name if wanted is not None else waiter.name
+    mine, _ = chain[-1]
     raise SessionBusy(
-        f"{waiter.name!r} is held by a handler that waits, in turn, for {mine!r}, which this one "
-        "holds: neither could ever go on. Open both sessions together, in the outer handler: "
+        f"{waiter.name!r} is held by a handler that waits, in turn, for {mine.name!r}, which this "
+        "one holds: neither could ever go on. Open both sessions together, in the outer handler: "
         "stack their declarations on it or, where it is one declaration with two keys, use "
         "`with session.open(keys=[...])` in a handler without the session.",
         waiter.name,

@@ -169,7 +169,7 @@ class Visit(list[Notes]):
             if locks.holders.get(name) is self:
                 del locks.holders[name]
             if name in locks.lines:
-                locks.grant(name)
+                locks.grant(name, self)
             session._user = None
             self.pop()
         self.update = None
@@ -180,11 +180,9 @@ class Visit(list[Notes]):
 
     # From here on, what is rare: waiting, and visits inside of others.
 
-    def gives_way(self) -> Iterable[tuple[Locks, str]]:
-        """The locks that a visit which has not loaded anything yet can do without for a while."""
-        if self.store is not None:
-            return ()
-        return [(session._options.locks, session._name) for session in self]
+    def gives_way(self) -> bool:
+        """Whether it has not loaded anything yet, and can do without its locks for a while."""
+        return self.store is None
 
     def find(self, locks: Locks, name: str) -> Notes | None:
         """Its session of that name."""
