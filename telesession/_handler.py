@@ -12,6 +12,7 @@ from telesession._dispatch import running, watch
 from telesession._options import Options
 from telesession._session import NoSession
 from telesession._visit import Dropped, Visit
+from telesession._workers import mind_stop
 from telesession.errors import SessionBusy
 
 logger = logging.getLogger("telesession")
@@ -182,6 +183,7 @@ def _is_update(value: Any) -> bool:
     kind = type(value)
     for base in kind.__mro__:
         if base.__module__ == "telebot.types" and base.__name__ in _NAMES:
+            mind_stop()
             _updates.add(kind)
             return True
     return False

@@ -63,6 +63,10 @@ class _Waiter:
             yield wanted, holder
             wanted = _everyone.waiting.get(holder.thread)
 
+    def needs(self, thread: int) -> bool:
+        """Whether it waits, in turn, for what a thread has."""
+        return any(holder.thread == thread for _, holder in self.chain())
+
 
 class _Line(deque[_Waiter]):
     """Those who wait for one lock, in order; the first stays in it until it has woken up."""
@@ -164,7 +168,7 @@ class Locks:
             finally:
                 _everyone.free()
             if not self._woken(waiter, 0.0, min(PATIENCE, timeout)):
-                with stand_in():
+                with stand_in(waiter.needs):
                     self._woken(waiter, time.monotonic(), timeout)
         finally:
             try:

@@ -25,6 +25,7 @@ from telesession._options import Options
 from telesession._savepoint import Savepoint
 from telesession._session import ClosedSession, Copied, NoSession, Notes, Session
 from telesession._several import Share, commit_all, failed, let_go
+from telesession._workers import mind_stop
 from telesession.codecs import Unkeepable
 from telesession.errors import SessionBusy, SessionDataError, SessionError
 from telesession.stores import Change, Payload, Store
@@ -451,6 +452,7 @@ class Wide(Visit):
 
     def enter_block(self, options: Options, names: Sequence[str]) -> list[dict[str, Any]]:
         """What an `open` block gets: the sessions of those names, in this order."""
+        mind_stop()
         self.thread = threading.get_ident()
         self.task = current_task()
         wanted: list[tuple[Options, str | None]] = [(options, name) for name in sorted(names)]

@@ -1,13 +1,14 @@
-"""Waiting for a session: the line, cycles in it, and when it is given up."""
+"""Waiting for a session: the line, cycles in it, and who serves the bot meanwhile."""
 
+import contextlib
 import threading
 import time
 
 import pytest
 
-from telesession import SessionBusy, _locks, keys, with_session
-from tests.helpers import run_together, says, until
-from tests.stores import TIMEOUT, message
+from telesession import SessionBusy, _locks, _workers, keys, with_session
+from tests.helpers import Failure, run_together, says, until
+from tests.stores import TIMEOUT, Bot, message, payload
 
 
 @pytest.fixture(autouse=True)
@@ -15,6 +16,7 @@ def nothing_left():
     yield
     until(lambda: _locks.held() == 0)
     assert not _locks._everyone.waiting
+    assert not _workers._shifts.needs
 
 
 @pytest.fixture
@@ -222,3 +224,226 @@ class TestCycles:
         one.end.set()
         first, second, third = calls.end()
         assert (first, type(second), third) == (None, SessionBusy, "ran")
+
+
+class TestStandIns:
+    """Contract 5.2: an update that waits holds no worker."""
+
+    @pytest.fixture
+    def held(self, session):
+        """A bot of two threads whose user 42 is in a handler until `go_on` is set."""
+
+        class Held:
+            bot = Bot(2)
+            inside, go_on = threading.Event(), threading.Event()
+            handled = []  # noqa: RUF012
+            then = staticmethod(lambda message: None)
+
+        @Held.bot.any_handler
+        @session
+        def handler(message):
+            if message.text == "first":
+                Held.inside.set()
+                assert Held.go_on.wait(TIMEOUT)
+            Held.then(message)
+            Held.handled.append(message.text)
+
+        Held.pool = Held.bot._bot.worker_pool
+        Held.bot.feed([payload(text="first")])
+        assert Held.inside.wait(TIMEOUT)
+        yield Held
+        Held.go_on.set()
+
+    def test_they_come_and_go(self, held):
+        """In the end the bot has the workers that it had."""
+        before = list(held.pool.workers)
+        held.bot.feed([payload(text=str(number)) for number in range(5)])
+        waiting(5)
+        held.bot.feed([payload(43, "other")])
+        until(lambda: held.handled == ["other"])
+        assert len(held.pool.workers) == 2 + 5
+        held.go_on.set()
+        until(lambda: held.pool.workers == before)
+        assert held.handled == ["other", "first", *map(str, range(5))]
+
+    def test_so_many_at_the_most(self, held, monkeypatch):
+        """Beyond that, workers wait, as those of a bare bot would."""
+        monkeypatch.setattr(_workers, "LIMIT", 3)
+        held.bot.feed([payload(text=str(number)) for number in range(9)])
+        waiting(4)
+        held.bot.feed([payload(43, "other")])
+        time.sleep(0.05)
+        assert len(held.pool.workers) == 2 + 3
+        assert held.handled == []
+        held.go_on.set()
+        held.bot.run([])
+        assert sorted(held.handled) == ["0", "1", *map(str, range(2, 9)), "first", "other"]
+
+    def test_the_limit(self):
+        assert _workers.LIMIT == 100
+
+    def test_an_error_on_a_stand_in(self, held):
+        """It reaches the bot's exception handler, and the stand-in goes on."""
+        held.then = staticmethod(_raise_if_bad)
+        held.bot.feed([payload(text="waits")])
+        waiting(1)
+        held.bot.feed([payload(43, "bad"), payload(43, "good")])
+        until(lambda: held.handled == ["good"])
+        assert [str(error) for error in held.bot.errors] == ["bad"]
+
+    def test_an_exception_handler_that_raises(self, held, monkeypatch):
+        """It costs a stand-in, as it costs a bare bot a worker; the next who waits has one."""
+        monkeypatch.setattr(threading, "excepthook", lambda arguments: None)
+
+        class Errors(list):
+            def append(self, error):
+                raise Failure("of the exception handler")
+
+        held.then = staticmethod(_raise_if_bad)
+        held.bot.errors = Errors()
+        held.bot.feed([payload(text="waits")])
+        waiting(1)
+        until(lambda: len(held.pool.workers) == 3)
+        held.bot.feed([payload(43, "bad")])
+        until(lambda: len(held.pool.workers) == 2)
+        held.go_on.set()
+        until(lambda: held.handled == ["first", "waits"])
+        held.inside.clear()
+        held.go_on.clear()
+        held.bot.feed([payload(text="first")])
+        assert held.inside.wait(TIMEOUT)
+        held.bot.feed([payload(text="waits"), payload(43, "other")])
+        until(lambda: held.handled[2:] == ["other"])
+
+    @pytest.mark.parametrize("threaded", [True, False])
+    def test_no_worker_of_a_bot(self, session, threaded):
+        """Threads of somebody else just wait, also with a bot without threads."""
+        bot = Bot(1)
+        bot._bot.threaded = threaded
+        handled = []
+        bot.any_handler(session(lambda message: handled.append(message.text)))
+        before = threading.active_count()
+        with session.open(key="42:42"):
+            if threaded:
+                bot.feed([payload(text="1"), payload(43, "other")])
+                until(lambda: handled == ["other"])
+            else:
+                feeding = threading.Thread(target=bot.feed, args=[[payload(text="1")]])
+                feeding.start()
+                waiting(1)
+                time.sleep(0.01)
+                assert threading.active_count() == before + 1
+                assert handled == []
+        until(lambda: handled[-1:] == ["1"])
+        bot.run([])
+
+
+def _raise_if_bad(message):
+    if message.text == "bad":
+        raise Failure(message.text)
+
+
+class TestStopping:
+    """`TeleBot.stop_bot` waits for the handlers that run, and for those in line."""
+
+    @pytest.fixture
+    def stopping(self, session):
+        bot = Bot(2)
+        handled, inside, go_on = [], threading.Event(), threading.Event()
+
+        @bot.any_handler
+        @session
+        def handler(message):
+            inside.set()
+            assert go_on.wait(TIMEOUT)
+            if message.text == "stop":
+                bot._bot.stop_bot()
+            handled.append(message.text)
+
+        return bot, handled, inside, go_on
+
+    def stop(self, bot):
+        thread = threading.Thread(target=bot._bot.stop_bot, daemon=True)
+        thread.start()
+        return thread
+
+    def ended(self, bot):
+        return not any(worker.is_alive() for worker in bot._bot.worker_pool.workers)
+
+    def test_while_some_wait(self, stopping):
+        bot, handled, _, go_on = stopping
+        bot.feed([payload(text=str(number)) for number in range(5)])
+        waiting(4)
+        thread = self.stop(bot)
+        go_on.set()
+        thread.join(TIMEOUT)
+        assert not thread.is_alive()
+        assert handled == list("01234")
+        assert self.ended(bot)
+
+    def test_a_handler_on_a_stand_in(self, stopping):
+        bot, handled, inside, go_on = stopping
+        bot.feed([payload(text="0"), payload(text="1")])
+        waiting(1)
+        inside.clear()
+        bot.feed([payload(43, "other")])
+        assert inside.wait(TIMEOUT)
+        thread = self.stop(bot)
+        time.sleep(0.05)
+        assert thread.is_alive()
+        go_on.set()
+        thread.join(TIMEOUT)
+        assert sorted(handled) == ["0", "1", "other"]
+
+    def test_nothing_more_is_begun(self, stopping):
+        """Also by a stand-in that comes when the bot is being stopped already."""
+        bot, handled, inside, go_on = stopping
+        bot.feed([payload(text="0")])
+        assert inside.wait(TIMEOUT)
+        for worker in bot._bot.worker_pool.workers:
+            worker.stop()
+        until(lambda: sum(worker.is_alive() for worker in bot._bot.worker_pool.workers) == 1)
+        bot.feed([payload(text="lost")])
+        go_on.set()
+        until(lambda: self.ended(bot))
+        assert handled == ["0"]
+
+    @pytest.mark.parametrize("first", [True, False], ids=["waits already", "comes later"])
+    def test_by_the_handler_that_they_wait_for(self, stopping, first, session):
+        """It does not wait for those, who are handled when it is done."""
+        bot, handled, inside, go_on = stopping
+        if first:
+            bot.feed([payload(text="stop"), payload(text="1"), payload(text="2")])
+            waiting(2)
+            go_on.set()
+        else:
+            late, came = threading.Event(), threading.Event()
+
+            def slow(message):
+                came.set()
+                return late.wait(TIMEOUT)
+
+            bot._bot.message_handlers[0]["filters"]["func"] = lambda message: (
+                message.text == "stop" or slow(message)
+            )
+            bot.feed([payload(text="stop"), payload(text="1")])
+            assert inside.wait(TIMEOUT)
+            assert came.wait(TIMEOUT)
+            go_on.set()
+            until(lambda: not any(one._running for one in bot._bot.worker_pool.workers))
+            late.set()
+        until(lambda: handled == (["stop", "1", "2"] if first else ["stop", "1"]))
+        until(lambda: self.ended(bot))
+        assert bot.errors == []
+
+    def test_in_an_open_block_that_they_wait_for(self, stopping, session):
+        bot, handled, _, go_on = stopping
+        go_on.set()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(session.open(key="42:42"))
+            bot.feed([payload(text="1")])
+            waiting(1)
+            time.sleep(0.01)  # more than a moment, after which somebody stands in
+            bot._bot.stop_bot()
+            assert handled == []
+        until(lambda: handled == ["1"])
