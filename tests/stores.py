@@ -96,11 +96,11 @@ class Bot:
         bot.run([payload(text="count")] * 200)
     """
 
-    def __init__(self, threads: int, backend: "Backend | None" = None) -> None:
+    def __init__(self, threads: int, backend: "Backend | None" = None, **options: Any) -> None:
         self.errors: list[Exception] = []
         self._backend = backend
         self._bot = telebot.TeleBot(
-            "42:test", threaded=True, num_threads=threads, exception_handler=self
+            "42:test", threaded=True, num_threads=threads, exception_handler=self, **options
         )
 
     def handler(self, handler: Any) -> Any:
