@@ -213,7 +213,8 @@ class LeasingStore(Store):
         raise SessionBusy(
             f"{name!r} was in use by another process for as long as lock_timeout allows. "
             "Make its handler quicker, or give with_session a longer lock_timeout. If "
-            f"that process died, the session is free again in {self.lease:g} seconds."
+            f"that process died, the session is free again in {self.lease:g} seconds.",
+            name,
         )
 
     def _acquire(
