@@ -30,6 +30,7 @@ class Dispatch:
     def __init__(self) -> None:
         self.left: list[Any] = []  #: visits that handlers have left, still open
         self.refused: set[Any] = set()  #: sessions that were in use, and are not asked for again
+        self.told: list[Any] = []  #: functions that were called for those
 
     def link(self) -> None:
         """Be found by visits of this thread from now on."""

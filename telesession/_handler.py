@@ -113,7 +113,11 @@ class Stack:
                 name = f"{options.prefix}{busy.key}"
                 if dispatch is not None and not dispatch.refuse(options.locks, name):
                     break  # it has been told already
+                if dispatch is not None and options.busy in dispatch.told:
+                    break  # for another session that was in use as well
                 if callable(options.busy):
+                    if dispatch is not None:
+                        dispatch.told = [*dispatch.told, options.busy]
                     result = options.busy(*args, **kwargs)
                     if not self.conditions:
                         return result

@@ -1,27 +1,22 @@
-"""``busy=``: what an update does that finds its session in use."""
+"""``busy=``: what an update does that finds its session in use; `test_waiting` has what waits."""
 
 import logging
 import threading
-import time
 
 import pytest
+from telebot import types
+from telebot.handler_backends import BaseMiddleware, ContinueHandling
 
-from telesession import SessionBusy, keys, with_session
-
-from telesession import _locks
-from tests.helpers import Failure, count, nobody, run_together, says, until
+from telesession import SessionBusy, _locks, keys, with_session
+from tests.helpers import Failure, count, run_together, says
 from tests.stores import TIMEOUT, Bot, Leasing, message, payload
+from tests.worker import Worker, connect
 
 
 @pytest.fixture(autouse=True)
 def nothing_left():
     yield
     assert _locks.held() == 0
-
-
-@pytest.fixture
-def queue(store):
-    return with_session(store=store, busy="queue")
 
 
 @pytest.fixture
@@ -41,247 +36,19 @@ def entered(handler):
     return wait, inside, go_on
 
 
-def flood(bot, decorate, behind, body):
-    """Have messages come behind "first", which is inside, and then another user's, who is free.
+def meanwhile(session, *functions):
+    """What functions give while another handler of user 42 has its session."""
+    slow, inside, go_on = entered(lambda message: None)
 
-    Gives the texts of those that were handled without an error, in order.
-    """
-    handled = []
-    first, inside, go_on = entered(lambda message: None)
-
-    @bot.any_handler
-    @decorate
-    def handler(message):
-        if message.text == "first":
-            first(message)
-        body(message)
-        handled.append(message.text)
-
-    bot.feed([payload(text="first")])
-    assert inside.wait(TIMEOUT)  # or the other worker's update might get here first
-    bot.feed([*(payload(text=text) for text in behind), payload(43, "other")])
-    until(lambda: handled)
-    assert handled == ["other"]
-    go_on.set()
-    bot.run([])
-    return handled[1:]
-
-
-class TestQueue:
-    def test_in_order_on_one_thread(self, queue):
-        """A user who floods a slow handler holds one worker; the others are free at once."""
-        bot = Bot(2)
-        threads = []
-        behind = list(map(str, range(19)))
-
-        def body(message):
-            threads.append(threading.get_ident())
-            count(message)
-
-        assert flood(bot, queue, behind, body) == ["first", *behind]
-        assert bot.errors == []
-        assert len(set(threads[1:])) == 1
-        with queue.open(key="42:42") as data:
-            assert data == {"n": 20}
-
-    def test_below_a_handler_that_is_not_for_it(self, store, queue):
-        """What that one passes on is no handler that runs: there is a line all the same."""
-        bot = Bot(2)
-        room = with_session(property="room", store=store)
-        bot.any_handler(room.when(n=1)(pytest.fail))
-
-        handled = flood(bot, queue, ["second", "third"], lambda message: None)
-        assert (handled, bot.errors) == (["first", "second", "third"], [])
-
-    @pytest.mark.parametrize("threads", [2, 8])
-    def test_nothing_is_lost(self, queue, threads):
-        bot = Bot(threads)
-
-        @bot.any_handler
-        @queue
-        def handler(message):
-            n = message.session.get("n", 0)
-            time.sleep(0.001)
-            message.session["n"] = n + 1
-
-        bot.run([payload(user) for user in (42, 43, 42, 44)] * 50)
-
-        assert bot.errors == []
-        for user, n in [(42, 100), (43, 50), (44, 50)]:
-            with queue.open(key=f"{user}:{user}") as data:
-                assert data == {"n": n}
-
-    def test_an_error_stops_nobody(self, queue):
-        """It reaches pyTelegramBotAPI's exception handling, and those behind go on."""
-        bot = Bot(2)
-
-        def body(message):
-            if message.text.startswith("bad"):
-                raise Failure(message.text)
-
-        behind = ["bad 1", "good 1", "bad 2", "good 2"]
-        assert flood(bot, queue, behind, body) == ["first", "good 1", "good 2"]
-        assert [str(error) for error in bot.errors] == ["bad 1", "bad 2"]
-
-    def test_an_error_is_that_of_its_own_bot(self, queue):
-        """Also where that of another bot works off the line, and if its exception_handler fails."""
-        one, two = Bot(1), Bot(1)
-        first, inside, go_on = entered(lambda message: None)
-        done = []
-        one.any_handler(queue(first))
-
-        @two.any_handler
-        @queue
-        def handler(message):
-            if message.text == "bad":
-                raise Failure
-            done.append(message.text)
-
-        one.feed([payload()])
+    def follow():
         assert inside.wait(TIMEOUT)
-        two.run([payload(text="bad"), payload(text="good")])
-        go_on.set()
-        one.run([])
-        assert (one.errors, [type(error) for error in two.errors]) == ([], [Failure])
-        assert done == ["good"]
-
-    def test_an_exception_handler_that_fails(self, queue, caplog):
-        """Those behind in the line are handled all the same."""
-
-        class Errors(list):
-            def append(self, error):
-                raise Failure("of the exception handler")
-
-        def body(message):
-            if message.text == "bad":
-                raise ValueError
-
-        bot = Bot(2)
-        bot.errors = Errors()
-        assert flood(bot, queue, ["bad", "good"], body) == ["first", "good"]
-        assert "of the exception handler" in caplog.text
-
-    def test_the_first_one_raises(self, queue):
-        """Its error is its caller's, after those behind it were handled."""
-        slow, inside, go_on = entered(None)
-        done = []
-
-        @queue
-        def handler(message):
-            if message.text == "first":
-                slow(message)
-            done.append(message.text)
-
-        def follow():
-            assert inside.wait(TIMEOUT)
-            assert handler(message()) is None
+        try:
+            return [function() for function in functions]
+        finally:
             go_on.set()
 
-        first = message()
-        first.text = "first"
-        outcomes = run_together(lambda: handler(first), follow)
-        assert isinstance(outcomes[0], TypeError)  # None can't be called
-        assert done == ["hello"]
-
-    def test_an_error_on_a_thread_of_somebody_else(self, queue, caplog):
-        """Who called for another update doesn't get it; it is logged."""
-        slow, inside, go_on = entered(lambda message: 1)
-
-        @queue
-        def handler(message):
-            if message.text == "bad":
-                raise Failure("bad")
-            return slow(message)
-
-        def follow():
-            assert inside.wait(TIMEOUT)
-            bad = message()
-            bad.text = "bad"
-            handler(bad)
-            go_on.set()
-
-        assert run_together(lambda: handler(message()), follow) == [1, None]
-        (record,) = caplog.records
-        assert (record.name, record.levelno) == ("telesession", logging.ERROR)
-        assert record.exc_info[0] is Failure
-
-    def test_a_handler_inside_a_handler(self, queue):
-        """It joins, and doesn't wait in a line behind itself."""
-        inner = queue(count)
-
-        @queue
-        def outer(message):
-            return inner(message), inner(message)
-
-        assert outer(message()) == (1, 2)
-
-    def test_inside_a_handler_of_another_session(self, store, queue):
-        """A line is no handler's to work off: updates of others would join its sessions."""
-        queued = queue(count)
-        room = with_session(property="room", key=keys.chat, store=store)
-        inside, go_on = threading.Event(), threading.Event()
-
-        @room
-        def outer(message):
-            queue(entering)(message)
-            raise Failure
-
-        def entering(message):
-            inside.set()
-            assert go_on.wait(TIMEOUT)
-            count(message)
-
-        def follow():
-            assert inside.wait(TIMEOUT)
-            threading.Timer(0.01, go_on.set).start()
-            return queued(message())
-
-        failed, second = run_together(lambda: outer(message()), follow)
-        assert isinstance(failed, Failure)
-        assert second == 2
-
-    def test_beside_other_sessions(self, store, queue):
-        """One session of a stack may have a line, and the handler gets all of them."""
-        chat = with_session(property="room", key=keys.chat, store=store)
-
-        @chat
-        @queue
-        def handler(message):
-            message.room["n"] = message.session["n"] = 1
-            return "done"
-
-        assert handler(message()) == "done"
-        with says(TypeError, "busy='queue'", "handler"):
-            with_session(property="more", busy="queue")(handler)
-
-    def test_no_session_no_line(self, store):
-        handler = with_session(store=store, key=nobody, busy="queue")(lambda message: 1)
-        assert handler(message()) == 1
-
-    def test_ctrl_c(self, queue, caplog):
-        """What is left in the line is told of, and the next update finds no line."""
-        slow, inside, go_on = entered(lambda message: None)
-
-        @queue
-        def handler(message):
-            if message.text == "interrupt":
-                raise KeyboardInterrupt
-            slow(message)
-
-        def follow():
-            assert inside.wait(TIMEOUT)
-            interrupt = message()
-            interrupt.text = "interrupt"
-            handler(interrupt)
-            handler(message())
-            go_on.set()
-
-        def lead():
-            with pytest.raises(KeyboardInterrupt):
-                handler(message())
-
-        assert run_together(lead, follow) == [None, None]
-        assert "1 queued updates" in caplog.text
+    _, found = run_together(lambda: session(slow)(message()), follow)
+    return found
 
 
 class TestDrop:
@@ -359,37 +126,237 @@ class Busy(Leasing):
         raise SessionBusy(f"{names} after {timeout}")
 
 
-@pytest.mark.parametrize("busy", ["waits", None, True, 1])
-def test_misuse(busy):
-    with says(ValueError, f"busy={busy!r}", "'wait', 'queue' or 'drop'"):
-        with_session(busy=busy)
+class TestFunction:
+    """Contract 5.9: it is called in the handler's place, once for an update."""
 
+    @pytest.fixture
+    def calls(self):
+        return []
 
-@pytest.mark.parametrize("busy", [None, "wait"])
-def test_another_user_while_one_floods(busy):
-    """One user sends 20 messages to a slow handler, then another one sends one.
+    @pytest.fixture
+    def told(self, store, calls):
+        """A declaration whose function notes its arguments."""
 
-    With a line it is handled before the first of them; else, or with bare handlers, after most.
-    The benchmarks say what that is in seconds.
-    """
-    before = {}
-    for kind in (busy, "queue"):
-        handled, inside = [], threading.Event()
+        def tell(*args, **kwargs):
+            calls.append((args, kwargs))
+            return "told"
+
+        return with_session(store=store, busy=tell)
+
+    def test_a_busy_session(self, session, told, calls):
+        """It gets the handler's arguments, and gives what the caller gets."""
+        handler, mine = told(pytest.fail), message()
+        assert meanwhile(session, lambda: handler(mine, 1, two=2)) == ["told"]
+        assert calls == [((mine, 1), {"two": 2})]
+
+    def test_a_free_session(self, told, calls):
+        handler = told(count)
+        assert [handler(message()), handler(message())] == [1, 2]
+        assert calls == []
+
+    def test_an_error(self, store, session):
+        """That of the function is the caller's, and nothing is left locked."""
+
+        def fail(message):
+            raise Failure
+
+        handler = with_session(store=store, busy=fail)(pytest.fail)
+        assert type(meanwhile(session, lambda: handler(message()))) is Failure
+
+    def test_it_may_open_other_sessions(self, store, session):
+        """None of the handler's is open, or locked."""
+        notes = with_session(store=store, property="notes")
+
+        def note(message):
+            with notes.open(message) as data, session.open(key="43:43") as other:
+                data["n"] = other["n"] = 1
+            return _locks.held()
+
+        handler = notes(with_session(store=store, busy=note)(pytest.fail))
+        assert meanwhile(session, lambda: handler(message())) == [1]
+        assert sorted(store) == ["notes:42:42", "session:43:43"]
+
+    @pytest.mark.parametrize("held", ["session", "room"])
+    def test_a_stack(self, store, held):
+        """Of several functions, the one whose session is in use is called."""
+        called = []
+        declared = {
+            property: with_session(
+                store=store, property=property, busy=lambda message, p=property: called.append(p)
+            )
+            for property in ("session", "room")
+        }
+        handler = declared["session"](declared["room"](pytest.fail))
+        meanwhile(declared[held], lambda: handler(message()))
+        assert called == [held]
+
+    @pytest.mark.parametrize("which", ["room", "session", "both"])
+    def test_a_stack_that_another_process_has(self, sqlite_url, which):
+        """The same, and nothing is waited for, where no declaration of the stack waits."""
+        called = []
+        with Worker(sqlite_url, "hold", 30, 30) as holder, connect(sqlite_url) as store:
+            assert holder.read() == "ready"
+            holder.go()
+            assert holder.read() == "inside"
+            session = with_session(store=store, busy=lambda message: called.append("session"))
+            room = with_session(
+                store=store, property="room", busy=lambda message: called.append("room")
+            )
+            handlers = {"room": room(count_room), "session": session(pytest.fail)}
+            handlers["both"] = room(handlers["session"])
+            handlers[which](message())
+        assert called == ([] if which == "room" else ["session"])
+
+    @pytest.mark.parametrize("middlewares", [False, True])
+    def test_under_when(self, session, told, calls, middlewares):
+        """Once for all handlers that are tried; those without the session get the update."""
+        bot, reached = dispatching(middlewares)
+        for step in (None, "name", "age"):
+            bot.register_message_handler(told.when(step=step)(pytest.fail))
+        bot.register_message_handler(passing(reached, "passing"))
+        bot.register_message_handler(told.when(step="late")(pytest.fail))
+        bot.register_message_handler(lambda message: reached.append("plain"))
+
+        first, second = update(), update()
+        meanwhile(
+            session, *(lambda one=one: bot.process_new_updates([one]) for one in (first, second))
+        )
+
+        assert [args[0] for args, _ in calls] == [first.message, second.message]
+        assert reached == ["passing", "plain"] * 2
+
+    @pytest.mark.parametrize("middlewares", [False, True])
+    def test_dropped_under_when(self, session, drop, middlewares):
+        """The update goes on to handlers without the session, too."""
+        bot, reached = dispatching(middlewares)
+        for step in (None, "name"):
+            bot.register_message_handler(drop.when(step=step)(pytest.fail))
+        bot.register_message_handler(lambda message: reached.append("plain"))
+        meanwhile(session, lambda: bot.process_new_updates([update()]))
+        assert reached == ["plain"]
+
+    def test_a_handler_of_the_session_below_when(self, session, told, calls):
+        """It has the update, as without the handlers above, and it is told only once."""
+        bot, reached = dispatching(False)
+        bot.register_message_handler(told.when(step="name")(pytest.fail))
+        bot.register_message_handler(told(pytest.fail))
+        bot.register_message_handler(lambda message: reached.append("plain"))
+        meanwhile(session, lambda: bot.process_new_updates([update()]))
+        assert len(calls) == 1
+        assert reached == []
+
+    def test_the_session_becomes_free_meanwhile(self, store, told, calls):
+        """An update that was told to wait isn't handled by the next `when` all the same."""
+        bot, reached = dispatching(False)
+        session = with_session(store=store)
+        slow, inside, go_on = entered(lambda message: None)
+        bot.register_message_handler(told.when(step="name")(pytest.fail))
+        ended = threading.Event()
+
+        def between(message):
+            go_on.set()
+            assert ended.wait(TIMEOUT)
+            return ContinueHandling()
+
+        bot.register_message_handler(between)
+        bot.register_message_handler(told.when(step=None)(pytest.fail))
+        bot.register_message_handler(lambda message: reached.append("plain"))
+
+        def hold():
+            session(slow)(message())
+            ended.set()
+
+        def follow():
+            assert inside.wait(TIMEOUT)
+            bot.process_new_updates([update()])
+
+        assert run_together(hold, follow) == [None, None]
+        assert (len(calls), reached) == (1, ["plain"])
+
+    def test_one_function_of_two_sessions(self, store):
+        """Both are in use, and the update is one."""
+        called = []
+        one, two = (
+            with_session(store=store, property=property, busy=called.append)
+            for property in ("one", "two")
+        )
+        bot, reached = dispatching(False)
+        bot.register_message_handler(one.when(n=1)(pytest.fail))
+        bot.register_message_handler(two.when(n=1)(pytest.fail))
+        bot.register_message_handler(lambda message: reached.append("plain"))
+
+        def both(handler):
+            return with_session(store=store, property="one")(
+                with_session(store=store, property="two")(handler)
+            )
+
+        meanwhile(both, lambda: bot.process_new_updates([update()]))
+        assert (len(called), reached) == (1, ["plain"])
+
+    def test_on_the_threads_of_a_bot(self, session, told, calls):
+        """Nobody waits, and nobody stands in."""
         bot = Bot(2)
+        slow, inside, go_on = entered(lambda message: None)
 
-        def slow(message, handled=handled, inside=inside):
-            inside.set()
-            if message.from_user.id == 42:
-                time.sleep(0.1)
-            handled.append(message.text)
+        @bot.any_handler
+        @told
+        def handler(message):
+            if message.text == "first":
+                slow(message)
 
-        bot.any_handler(with_session(store={}, busy=kind)(slow) if kind else slow)
-        bot.feed([payload(text="0")])
+        bot.feed([payload(text="first")])
         assert inside.wait(TIMEOUT)
-        flood = [str(number) for number in range(1, 20)]
-        bot.run([*(payload(text=text) for text in flood), payload(43, "other")])
-        before[kind] = handled.index("other")
-        if kind:
-            assert [text for text in handled if text != "other"] == ["0", *flood]
-    assert before["queue"] < 2
-    assert before[busy] >= 18
+        bot.feed([payload(text=str(number)) for number in range(9)])
+        bot.feed([payload(43, text="last")])
+        bot._bot.worker_pool.put(go_on.set)
+        bot.run([])
+        assert [args[0].text for args, _ in calls] == list(map(str, range(9)))
+
+
+def count_room(message):
+    message.room["n"] = 1
+
+
+def passing(reached, name):
+    """A handler that lets the update go on."""
+
+    def handler(message):
+        reached.append(name)
+        return ContinueHandling()
+
+    return handler
+
+
+def dispatching(middlewares):
+    """A bot without threads, with class middlewares or without; and a list."""
+    bot = Bot(1, use_class_middlewares=middlewares)._bot
+    bot.threaded = False
+    if middlewares:
+
+        class Middleware(BaseMiddleware):
+            update_types = ("message",)
+            update_sensitive = False
+
+            def pre_process(self, message, data):
+                pass
+
+            def post_process(self, message, data, exception):
+                assert exception is None
+
+        bot.setup_middleware(Middleware())
+    return bot, []
+
+
+def update(user=42):
+    return types.Update.de_json({"update_id": 1, "message": payload(user)})
+
+
+async def coroutine(message):
+    pass
+
+
+@pytest.mark.parametrize("busy", ["waits", "queue", None, True, 1, coroutine])
+def test_misuse(busy):
+    """Contract 1.4: the message has the option, the value and the cure."""
+    with says(ValueError, f"busy={busy!r}", "'wait', 'drop'", "a function"):
+        with_session(busy=busy)

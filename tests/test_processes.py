@@ -193,7 +193,8 @@ import os, sys, threading, time
 from telesession import MemoryStore, with_session
 from tests.stores import message
 
-session = with_session(store=MemoryStore(), lock_timeout=5, busy=sys.argv[1])
+busy = print if sys.argv[1] == "function" else sys.argv[1]
+session = with_session(store=MemoryStore(), lock_timeout=5, busy=busy)
 parent, inside = os.getpid(), threading.Event()
 
 @session
@@ -218,7 +219,7 @@ os._exit(0)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
-@pytest.mark.parametrize("busy", ["wait", "queue"])
+@pytest.mark.parametrize("busy", ["wait", "drop", "function"])
 def test_what_a_forked_child_finds_locked(busy):
     """Nothing: handlers of its parent's threads never end there. And it joins none of them."""
     assert said_by(_FORK_INSIDE, busy) == ["{}", "7"]
