@@ -45,24 +45,28 @@ def checked_callable(option: str, value: Any) -> Callable[..., Any]:
             f"initial={value!r} is one dict that all sessions would share: give a function that "
             "makes a new one each time, such as initial=dict or initial=lambda: {'n': 0}"
         )
-    arguments, how, example = _CALLS[option]
+    numbers, how, example = _CALLS[option]
     if not callable(value):
         what = "can't be called"
     elif inspect.iscoroutinefunction(value):
         what = "is asynchronous"
-    elif not takes(value, arguments):
+    elif not any(takes(value, number) for number in numbers):
         what = f"can't be called {how}"
     else:
         return value  # type: ignore[no-any-return]
     raise TypeError(f"{option}={value!r} {what}: give a plain function, such as {example}")
 
 
-#: By option: the arguments it is called with, that in words, and an example.
+#: By option: how many arguments it may take, that in words, and an example.
 _CALLS = {
-    "key": (1, "with an update", "telesession.keys.user_chat"),
-    "initial": (0, "without arguments", "dict"),
-    "upgrade": (1, "with a session's data", "lambda data: data.setdefault('cart', [])"),
-    "when": (1, "with a session", "lambda session: 'step' in session"),
+    "key": ((1,), "with an update", "telesession.keys.user_chat"),
+    "initial": ((0,), "without arguments", "dict"),
+    "upgrade": ((1,), "with a session's data", "lambda data: data.setdefault('cart', [])"),
+    "when": (
+        (1, 2),
+        "with a session, or a session and an update",
+        "lambda session: 'step' in session",
+    ),
 }
 
 

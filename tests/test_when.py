@@ -1,20 +1,24 @@
 """`Declaration.when`: which handler an update is for, decided while the session is locked."""
 
-import json
+import contextlib
+import functools
+import gc
+import inspect
 import threading
 import time
 
 import pytest
 import telebot
 from telebot import types
-from telebot.handler_backends import ContinueHandling
+from telebot.handler_backends import BaseMiddleware, ContinueHandling
+from telebot.states import State, StatesGroup
 
-from telesession import MemoryStore, SessionClosed, keys, with_session
-from telesession import _locks
-
+from telesession import MemoryStore, SessionClosed, _dispatch, _handler, _locks, keys, with_session
 from telesession.testing import Chat
 from tests.helpers import Failure, count, nobody, run_together, says, until
+from tests.routing import routing, update
 from tests.stores import TIMEOUT, Bot, Leasing, WatchedStore, message, payload, put
+from tests.worker import Worker, connect
 
 
 @pytest.fixture(autouse=True)
@@ -57,6 +61,64 @@ class TestMatching:
 
         assert bool(ran) is matches
         assert isinstance(result, ContinueHandling) is not matches
+
+    @pytest.mark.parametrize(
+        ("values", "matches"),
+        [
+            ({"step": {"name", "age"}}, True),
+            ({"step": frozenset({"age", "name"})}, True),
+            ({"step": {"age"}}, False),
+            ({"step": set()}, False),
+            ({"absent": {None, 1}}, True),
+            ({"n": {1.0, 2}}, True),
+            ({"list": [1, 2]}, True),
+            ({"list": [1]}, False),
+            ({"step": ["name", "age"]}, False),
+            ({"list": {(1, 2)}}, False),
+            ({"step": "name", "n": {2}}, False),
+        ],
+    )
+    def test_alternatives(self, store, session, values, matches):
+        """Contract 5.8: a set has alternatives, compared with ==; a list compares as it is."""
+        put({"step": "name", "n": 1, "list": [1, 2]}, store=store)
+        ran = []
+        session.when(**values)(ran.append)(message())
+        assert bool(ran) is matches
+
+    def test_states(self, store, session):
+        """Contract 5.8: a `State` stands for its name, also in a set; without one it is refused."""
+
+        class Steps(StatesGroup):
+            name = State()
+            age = State()
+
+        ran = []
+        one = session.when(step=Steps.name)(lambda message: ran.append("one"))
+        either = session.when(step={Steps.name, Steps.age})(lambda message: ran.append("either"))
+        for step in (Steps.name.name, Steps.age.name, "name"):
+            put({"step": step}, store=store)
+            one(message())
+            either(message())
+        assert ran == ["one", "either", "either"]
+        for value in (State(), {State()}):
+            with says(ValueError, "step", "State", "no name"):
+                session.when(step=value)
+
+    def test_conditions_with_the_update(self, store, session):
+        """Contract 5.8: a second argument is the update; what has a default is the author's."""
+        put({"text": "hello"}, store=store)
+        ran = []
+        wanted = message()
+
+        def same_text(data, update):
+            return update is wanted and data["text"] == update.text
+
+        session.when(same_text)(ran.append)(wanted)
+        session.when(same_text)(pytest.fail)(message())
+        session.when(lambda data, text="hello": data["text"] == text)(ran.append)(wanted)
+        session.when(lambda *both: len(both) == 1)(ran.append)(wanted)
+        session.when(functools.partial(same_text, update=wanted))(ran.append)(wanted)
+        assert len(ran) == 4
 
     def test_no_session_matches_nothing(self, store):
         """A handler for a state isn't for an update that has none."""
@@ -105,10 +167,6 @@ class TestMatching:
             session.when(print)(message())
         with says(ValueError, "when(...)"):
             session(session.when(n=1)(print))
-        with says(TypeError, "busy='queue'", "when"):
-            with_session(busy="queue").when(n=1)(print)
-        with says(TypeError, "busy='queue'", "when"):
-            with_session(busy="queue")(with_session(property="other").when(n=1)(print))
 
     def test_a_condition_that_fails(self, store, session):
         """Its error is the caller's, as if the handler had raised it."""
@@ -280,7 +338,7 @@ class TestPassingOn:
         assert _locks.held() == 0
 
     def test_a_later_handler_raises(self, bot, store, session):
-        """Whoever waits for the session gets it, though a traceback keeps the claim alive."""
+        """Whoever waits for the session gets it at once, though a traceback is kept."""
         bot.register_message_handler(session.when(n=1)(pytest.fail))
 
         @bot.message_handler()
@@ -293,6 +351,7 @@ class TestPassingOn:
         except Failure as error:
             kept = error
         assert kept.__traceback__
+        assert _locks.held() == 0
 
         def change():
             with session.open(key="1:1") as data:
@@ -350,30 +409,8 @@ class TestPassingOn:
         assert [len(store.leases) for store in stores] == [0, 0]
         assert _locks.held() == 0
 
-    def test_a_store_that_is_slow_to_let_go(self, bot):
-        """Is no concern of those who wait for sessions of another store."""
-        slow, quick = Slow(), Leasing()
-        for chat, store in [(1, slow), (2, quick)]:
-            session = with_session(property=f"of{chat}", store=store)
-            only = {"func": lambda message, chat=chat: message.chat.id == chat}
-            bot.register_message_handler(session.when(n=1)(pytest.fail), **only)
-        bot.register_message_handler(raising)
-
-        def work(user):
-            with pytest.raises(Failure) as caught:
-                Chat(bot, user=user).send("hi")
-            return caught
-
-        kept = run_together(lambda: work(1))
-        assert slow.entered.wait(TIMEOUT)
-        kept += run_together(lambda: work(2))
-        until(lambda: not quick.leases)
-        assert slow.leases
-        slow.go_on.set()
-        until(lambda: not slow.leases)
-
     def test_what_nobody_waits_for_is_let_go(self, bot):
-        """Other processes wait as well, and a session with busy="drop" is waited for by nobody."""
+        """Its lease as well, for which other processes wait, when the dispatch ends."""
         store = Leasing()
         session = with_session(store=store, busy="drop")
         bot.register_message_handler(session.when(n=1)(pytest.fail))
@@ -381,9 +418,38 @@ class TestPassingOn:
 
         with pytest.raises(Failure) as caught:
             Chat(bot).send("hi")
-        until(lambda: not store.leases)
+        assert not store.leases
         assert caught.value.__traceback__
         assert session(lambda message: "ran")(message(1)) == "ran"
+
+    def test_no_thread_is_needed(self, bot, store, session, monkeypatch):
+        """All is done by the thread that pyTelegramBotAPI gave the update."""
+
+        def start(thread):
+            raise RuntimeError("can't start new thread")
+
+        bot.register_message_handler(session.when(n=1)(pytest.fail))
+        bot.register_message_handler(session.when(n=None)(count))
+        bot.register_message_handler(raising)
+        monkeypatch.setattr(threading.Thread, "start", start)
+        Chat(bot).send("hi")
+        assert store == {"session:1:1": '{"n":1}'}
+
+    def test_garbage_is_collected_in_between(self, bot, store, session):
+        """What is locked stays locked: no collector of garbage lets go of it."""
+        bot.register_message_handler(session.when(n=1)(pytest.fail))
+        held = []
+
+        @bot.message_handler()
+        def between(message):
+            gc.collect()
+            held.append(_locks.held())
+            return ContinueHandling()
+
+        bot.register_message_handler(session(count))
+        Chat(bot).send("hi")
+        assert held == [1]
+        assert store == {"session:1:1": '{"n":1}'}
 
     def test_a_slow_filter_is_waited_for(self, bot, store, session):
         """However long the next filter takes, nobody comes in between."""
@@ -393,7 +459,7 @@ class TestPassingOn:
 
         def is_for(message):
             slow.set()
-            time.sleep(sweeper.TICK * 4)
+            time.sleep(0.05)
             return True
 
         bot.register_message_handler(session.when(step="b")(lambda m: ran.append("b")), func=is_for)
@@ -405,76 +471,6 @@ class TestPassingOn:
 
         assert run_together(lambda: Chat(bot).send("hi"), flip) == [[], None]
         assert ran == ["b"]
-
-    def test_let_go_while_the_next_handler_comes(self, bot):
-        """Who is a moment too late for what was left waits for it, and opens it anew."""
-        store = Slow()
-        session = with_session(store=store)
-        bot.register_message_handler(session.when(n=1)(pytest.fail))
-
-        @bot.message_handler()
-        def between(message):
-            (left,) = passed
-            thread = threading.Thread(target=left.withdraw)
-            thread.start()
-            assert store.entered.wait(TIMEOUT)
-            store.entered.clear()
-            threading.Timer(0.01, store.go_on.set).start()
-            return ContinueHandling()
-
-        bot.register_message_handler(session(count))
-        Chat(bot).send("hi")
-
-        assert json.loads(store.kept["session:1:1"][0]) == {"n": 1}
-        assert not store.leases
-
-    def test_no_thread_to_be_had(self, bot, store, session, monkeypatch, caplog):
-        """Where no thread can start, the next handler gets the session all the same."""
-
-        def start(thread):
-            raise RuntimeError("can't start new thread")
-
-        until(lambda: sweeper._thread is None)  # that of another test
-        bot.register_message_handler(session.when(n=1)(pytest.fail))
-        bot.register_message_handler(session(count))
-        with monkeypatch.context() as patch:
-            patch.setattr(threading.Thread, "start", start)
-            Chat(bot).send("hi")
-
-        assert "can't start new thread" in caplog.text
-        assert store == {"session:1:1": '{"n":1}'}
-
-    def test_no_thread_to_let_go(self, bot, session, monkeypatch):
-        """Where the sweeper can start none, it lets go itself."""
-
-        def start(thread):
-            raise RuntimeError("can't start new thread")
-
-        until(lambda: sweeper._thread is None)  # that of another test
-        bot.register_message_handler(session.when(n=1)(pytest.fail))
-        bot.register_message_handler(raising)
-        with monkeypatch.context() as patch:
-            patch.setattr(threading.Thread, "start", start)
-            with pytest.raises(Failure) as caught:
-                Chat(bot).send("hi")
-            assert caught.value.__traceback__
-            assert _locks.held() == 1
-            sweeper.look()
-        assert _locks.held() == 0
-
-    def test_garbage_is_left_to_the_sweeper(self, bot, session):
-        """It may be collected anywhere, also where a lock of ours is held."""
-        bot.register_message_handler(session.when(n=1)(pytest.fail))
-        collected = []
-
-        @bot.message_handler()
-        def between(message):
-            (left,) = passed
-            (lambda: left.dropped())()  # as the collector would, which was at work in this frame
-            collected.append(_locks.held())
-
-        Chat(bot).send("hi")
-        assert collected == [1]
 
     def test_data_that_cannot_be_read(self, store, session):
         """Is told as ever, and leaves nothing locked."""
@@ -514,18 +510,253 @@ class TestPassingOn:
         assert store == {"session:42:42": '{"n":1,"inner":true}'}
 
 
-class Slow(Leasing):
-    """A store that takes its time to let go."""
+class TestInBetween:
+    """Contract 5.8: an `open` of the same session works on it, and is saved in the end."""
 
-    def __init__(self):
-        super().__init__()
-        self.entered, self.go_on = threading.Event(), threading.Event()
+    @pytest.fixture(params=[False, True], ids=["no middlewares", "class middlewares"])
+    def bot(self, request):
+        return telebot.TeleBot("1:test", threaded=False, use_class_middlewares=request.param)
 
-    def commit(self, lease, changes):
-        if not changes:
-            self.entered.set()
-            assert self.go_on.wait(TIMEOUT)
-        super().commit(lease, changes)
+    def opening(self, session, name):
+        def opens(message):
+            with session.open(message) as data:
+                data[name] = data.get(name, 0) + 1
+            return ContinueHandling()
+
+        return opens
+
+    def test_no_handler_comes(self, bot, store, session):
+        bot.register_message_handler(session.when(n=1)(pytest.fail))
+        bot.register_message_handler(self.opening(session, "opened"))
+        bot.register_message_handler(session.when(n=1)(pytest.fail))
+        bot.process_new_updates([update()])
+        assert store == {"session:42:42": '{"opened":1}'}
+
+    def test_a_handler_raises(self, bot, store, session):
+        """It had no session: what was saved before it is saved."""
+        bot.register_message_handler(session.when(n=1)(pytest.fail))
+        bot.register_message_handler(self.opening(session, "opened"))
+        bot.register_message_handler(raising)
+        with handled(bot):
+            bot.process_new_updates([update()])
+        assert store == {"session:42:42": '{"opened":1}'}
+
+    def test_a_handler_with_the_session_raises(self, bot, store, session):
+        """Its own changes are lost, and no others."""
+        bot.register_message_handler(session.when(n=1)(pytest.fail))
+        bot.register_message_handler(self.opening(session, "opened"))
+
+        @bot.message_handler()
+        @session.when(opened=1)
+        def fails(message):
+            message.session["n"] = 1
+            raise Failure
+
+        with handled(bot):
+            bot.process_new_updates([update()])
+        assert store == {"session:42:42": '{"opened":1}'}
+
+    def test_an_open_that_raises(self, bot, store, session):
+        """Nothing of the block is kept, and the next handler finds the session as it was."""
+        store["session:42:42"] = '{"list":[1]}'
+        found = []
+        bot.register_message_handler(session.when(n=1)(pytest.fail))
+
+        @bot.message_handler()
+        def between(message):
+            with contextlib.suppress(Failure), session.open(message) as data:
+                data["list"].append(2)
+                raise Failure
+            return ContinueHandling()
+
+        bot.register_message_handler(session(lambda message: found.append(dict(message.session))))
+        bot.process_new_updates([update()])
+        assert found == [{"list": [1]}]
+        assert store == {"session:42:42": '{"list":[1]}'}
+
+    def test_an_open_changes_the_state(self, bot, store, session):
+        """The handlers behind it are asked by what it has now."""
+        ran = []
+        bot.register_message_handler(session.when(opened=1)(pytest.fail))
+        bot.register_message_handler(self.opening(session, "opened"))
+        bot.register_message_handler(session.when(opened=1)(ran.append))
+        bot.process_new_updates([update()])
+        assert len(ran) == 1
+
+    def test_a_session_of_another_user(self, bot, store, session):
+        """Is one of its own: saved at the end of its block."""
+        bot.register_message_handler(session.when(n=1)(pytest.fail))
+
+        @bot.message_handler()
+        def between(message):
+            with session.open(key="43:43") as data:
+                data["n"] = 1
+            assert store == {"session:43:43": '{"n":1}'}
+            return ContinueHandling()
+
+        bot.register_message_handler(session(count))
+        bot.process_new_updates([update()])
+        assert sorted(store) == ["session:42:42", "session:43:43"]
+
+    def test_a_dispatch_in_a_handler(self, bot, store, session):
+        """A handler feeds the bot: all of it works on the session of the one around."""
+        bot.register_message_handler(session.when(step="in")(count))
+
+        @bot.message_handler()
+        @session.when(step=None)
+        def outer(message):
+            message.session["step"] = "in"
+            bot.process_new_updates([update()])
+            assert message.session == {"step": "in", "n": 1}
+
+        bot.process_new_updates([update()])
+        assert store == {"session:42:42": '{"step":"in","n":1}'}
+
+
+@contextlib.contextmanager
+def handled(bot):
+    """Expect a `Failure` that reaches whoever fed the bot, or its middlewares."""
+    if not bot.use_class_middlewares:
+        with pytest.raises(Failure):
+            yield
+        return
+    seen = []
+
+    class Middleware(BaseMiddleware):
+        update_types = ("message",)
+        update_sensitive = False
+
+        def pre_process(self, message, data):
+            pass
+
+        def post_process(self, message, data, exception):
+            seen.append(type(exception))
+
+    bot.setup_middleware(Middleware())
+    yield
+    assert seen == [Failure]
+
+
+#: What an update does to its session in `routing`, beside being handled.
+EACH = ("opened", "before", "after")
+
+
+@pytest.mark.parametrize("middlewares", [False, True], ids=["plain", "class middlewares"])
+@pytest.mark.parametrize("where", ["memory", "sqlite", "redis"])
+def test_nothing_is_lost_whatever_comes_in_between(request, where, middlewares):
+    """Contract 5.8: 8 threads, filters that open sessions, call decorated functions and feed
+    another bot, middlewares and other handlers: every update is handled, and every change kept.
+    """
+    store = MemoryStore()
+    if where == "sqlite":
+        from telesession.sql import SQLStore
+
+        store = SQLStore(request.getfixturevalue("sqlite"))
+    elif where == "redis":
+        from telesession.redis import RedisStore
+
+        store = RedisStore(request.getfixturevalue("valkey"))
+    total = 8 * 10
+    done = routing(store, 8, 10, middlewares)
+    check_routed(store, done, total, middlewares)
+
+
+@pytest.mark.parametrize("where", ["sqlite", "redis"])
+def test_nothing_is_lost_between_processes(request, where):
+    """Contract 5.8: the same for two processes of 4 threads."""
+    if where == "redis":
+        request.getfixturevalue("valkey")
+        url = f"redis://127.0.0.1:{request.getfixturevalue('valkey_port')}"
+    else:
+        url = request.getfixturevalue("sqlite_url")
+    with Worker(url, "route", 4, 10) as one, Worker(url, "route", 4, 10) as two:
+        for worker in (one, two):
+            assert worker.read() == "ready"
+        for worker in (one, two):
+            worker.go()
+        counted = [worker.read() for worker in (one, two)]
+    done = {name: sum(each.get(name, 0) for each in counted) for name in {*counted[0], *counted[1]}}
+    with connect(url) as store:
+        check_routed(store, done, 80, True)
+
+
+def check_routed(store, done, total, middlewares):
+    assert (done["lost"], done["handled"]) == (0, total)
+    kept = with_session(store=store).peek(key="42:42")
+    record = with_session(store=store, property="record").peek(key=42)
+    assert kept.pop("n") == total
+    assert {**kept, **record} == {
+        name: times for name, times in done.items() if name not in ("lost", "handled")
+    }
+    for name in EACH[: 3 if middlewares else 1]:
+        assert done[name] == total
+
+
+class TestWithoutTheInternals:
+    """What `when` is without the two private methods of pyTelegramBotAPI that it wraps."""
+
+    METHODS = "_run_middlewares_and_handler", "_test_message_handler"
+
+    def test_this_version_has_them(self):
+        for name in self.METHODS:
+            method = getattr(telebot.TeleBot, name)
+            assert inspect.isfunction(inspect.unwrap(method))
+        parameters = list(inspect.signature(telebot.TeleBot._test_message_handler).parameters)
+        assert len(parameters) == 3
+
+    def test_they_are_called(self, bot, session):
+        """A dispatch is noticed: the session is locked from one handler to the next."""
+        held = []
+        bot.register_message_handler(session.when(n=1)(pytest.fail))
+        bot.register_message_handler(lambda message: held.append(_locks.held()))
+        Chat(bot).send("hi")
+        assert held == [1]
+
+    @pytest.fixture
+    def bare(self, monkeypatch):
+        """A bot of a version that has them under other names."""
+
+        class Bare(telebot.TeleBot):
+            pass
+
+        bot = Bare("1:test", threaded=False)
+        for name in self.METHODS:
+            method = inspect.unwrap(getattr(telebot.TeleBot, name))
+            monkeypatch.delattr(telebot.TeleBot, name)
+            setattr(bot, name, functools.partial(method, bot))
+        monkeypatch.setattr(_handler, "watch", _dispatch.watch.__wrapped__)
+        return bot
+
+    def test_each_handler_lets_go(self, bare, store, session):
+        """The right one runs, and nothing is locked in between, or left."""
+        held, ran = [], []
+        bare.register_message_handler(session.when(n=1)(pytest.fail))
+
+        @bare.message_handler()
+        def between(message):
+            held.append(_locks.held())
+            return ContinueHandling()
+
+        bare.register_message_handler(
+            session.when(n=None)(lambda message: ran.append(count(message)))
+        )
+        bare.register_message_handler(pytest.fail)
+        bare.process_new_updates([update()])
+        assert (held, ran) == ([0], [1])
+        assert not hasattr(telebot.TeleBot, self.METHODS[0])
+        assert store == {"session:42:42": '{"n":1}'}
+
+    def test_each_handler_has_its_session_alone(self, bare, store, session):
+        """200 of 200 increments on 8 threads."""
+        bare.register_message_handler(session.when(lambda data: False)(pytest.fail))
+        bare.register_message_handler(session.when(lambda data: True)(count))
+
+        def run():
+            for _ in range(25):
+                bare.process_new_updates([update()])
+
+        assert run_together(*[run] * 8) == [None] * 8
+        assert store == {"session:42:42": '{"n":200}'}
 
 
 def raising(message):

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from telesession import with_session
+from tests.routing import routing
 from tests.stores import TIMEOUT, message
 
 ROOT = Path(__file__).parent.parent
@@ -231,6 +232,13 @@ def fork(url: str, lease: str, seconds: str) -> None:
         if not child:
             os._exit(0)
         os.waitpid(child, 0)
+
+
+def route(url: str, threads: str, times: str) -> None:
+    """Handle updates that handlers under `when` count by turns; say how that went."""
+    with connect(url) as store:
+        ready()
+        say(routing(store, int(threads), int(times)))
 
 
 def serve(url: str) -> None:
