@@ -2,7 +2,9 @@
 
 import functools
 import inspect
+import itertools
 import keyword
+import re
 import sys
 from collections.abc import Callable
 from datetime import timedelta
@@ -11,7 +13,10 @@ from typing import Any
 
 def check_handler(handler: Any) -> None:
     if not callable(handler) or isinstance(handler, type):
-        raise TypeError(f"with_session goes above a handler function, not {handler!r}")
+        raise TypeError(
+            f"with_session goes above a handler function, not {handler!r}. To open the session of "
+            "an update outside of its handler: `with session.open(message) as data:`"
+        )
     function: Any = handler
     while isinstance(function, functools.partial):
         function = function.func
@@ -81,6 +86,16 @@ def takes(function: Callable[..., Any], arguments: int) -> bool:
     except TypeError:
         return False
     return True
+
+
+def is_bare(decorator: str, function: Any) -> bool:
+    """Whether the source has a decorator above a function by its name only, without a call."""
+    try:
+        lines, _ = inspect.getsourcelines(function)
+    except (OSError, TypeError):
+        return False
+    above = itertools.takewhile(lambda line: not re.match(r"\s*(async\s+)?def\b", line), lines)
+    return any(re.match(rf"\s*@[\w.]*\b{decorator}\s*(#.*)?$", line) for line in above)
 
 
 def checked_codec(codec: Any) -> Any:

@@ -224,6 +224,7 @@ def _finder(handler: Callable[..., Any]) -> tuple[Callable[..., Any], int]:
         likely = [value for value in [*args[position:], *kwargs.values()] if _may_be(value)]
         for value in [*filter(_has_sender, likely), *likely]:
             _check_call(handler, signature, args, kwargs)
+            _check_mock(value)
             return value
         if any(map(inspect.isfunction, given)):
             raise TypeError(
@@ -231,13 +232,33 @@ def _finder(handler: Callable[..., Any]) -> tuple[Callable[..., Any], int]:
                 "`@with_session(key)`: options are given by keyword, `@with_session(key=...)`."
             )
         what = f" but with {', '.join(map(_described, given))}" if given else ""
+        hints = [_HINTS[kind] for kind in dict.fromkeys(map(type, given)) if kind in _HINTS]
         raise TypeError(
             f"{called(handler)} was called without its update{what}. A handler with a "
             "session takes one update at a time, such as a message or a call; for a session by "
-            "its key write `with session.open(key=...) as data:`."
+            f"its key write `with session.open(key=...) as data:`.{' '.join(['', *hints])}"
         )
 
     return find, position
+
+
+#: What may have been meant, by the type of what a handler got in the place of its update.
+_HINTS: dict[type, str] = {
+    dict: "Of JSON, telebot.types.Update.de_json(...) makes an update.",
+    type(None): "If that is call.message, which a message sent in inline mode doesn't have, hand "
+    "on the call itself: menu(call).",
+}
+
+
+def _check_mock(value: Any) -> None:
+    """Refuse a mock that has whatever it is asked for: a session, and a chat elsewhere."""
+    if type(value).__module__ == "unittest.mock" and hasattr(value, "telesession"):
+        raise TypeError(
+            f"the update is a {type(value).__name__} that has an attribute of every name: which "
+            "session is its own can't be told. Give it a spec, such as Mock(spec=telebot.types."
+            "Message, from_user=Mock(id=1), chat=Mock(id=1)), or let telesession.testing.Chat(bot) "
+            "send real updates."
+        )
 
 
 def _check_call(

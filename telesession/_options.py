@@ -3,6 +3,7 @@
 import difflib
 import functools
 import inspect
+import logging
 import pickle
 from collections.abc import Callable
 from datetime import timedelta
@@ -23,6 +24,8 @@ from telesession.errors import SessionDataError, SessionError
 from telesession.keyvalue import as_store
 from telesession.memory import default_store
 from telesession.stores import Store
+
+logger = logging.getLogger("telesession")
 
 Busy: TypeAlias = Literal["wait", "drop"] | Callable[..., object]
 
@@ -45,6 +48,9 @@ class Options:
     ) -> None:
         self.property: str = checked_property(property)
         self.key: Callable[[Any], keys.Key] = checked_callable("key", key)
+        #: what is called: the key function itself, as soon as it is known what its keys look like
+        self.form = _FORMS.get(id(key))
+        self.key_of = key if self.form else self._first_key
         self.ttl: float | None = None if ttl is None else checked_seconds("ttl", ttl)
         self.given_store = default_store if store is None else store
         self.store: Store = as_store(self.given_store)
@@ -61,7 +67,7 @@ class Options:
     def name(self, update: Any) -> str | None:
         """The name of the update's session in the store; `None` where it has no session."""
         try:
-            key = self.key(update)
+            key = self.key_of(update)
         except Exception as error:
             raise self.key_failed(update, error) from error
         return self.name_of_update(key, update)
@@ -91,6 +97,30 @@ class Options:
                 self.property,
             )
         return f"{self.prefix}{key}"
+
+    def _first_key(self, update: Any) -> keys.Key:
+        key = self.key(update)
+        if key is not None:
+            self.form = (":" in str(key), repr(key))
+            self.key_of = self.key
+        return key
+
+    def check_form(self, key: Any) -> None:
+        """Refuse a user's id alone where keys are pairs; warn of other keys that look wrong.
+
+        No handler would find such a session. But some are made for that, and what a function of
+        the user's own gives can't be told from one of its keys.
+        """
+        if self.form is None or key is None or (":" in str(key)) == self.form[0]:
+            return
+        what = (
+            f"{self.property!r}: the key {key!r} was given, but the key function "
+            f"{called(self.key)} gives {self.form[1]}. No handler would find that session"
+        )
+        if id(self.key) in _FORMS and isinstance(key, int):
+            raise SessionError(f"{what}.", self.property)
+        logger.warning("%s, unless such keys are given, too.", what)
+        self.form = None  # that was said
 
     def reason(self, update: Any) -> str:
         """Why the update has no session, and what to do about it."""
@@ -167,6 +197,16 @@ class Options:
         )
 
 
+_PAIR = "texts such as '42:-100', of user 42 in chat -100, or '42:42' in the chat with the bot"
+#: Of our key functions, by id: whether there is a colon in each of their keys, and what they give.
+_FORMS = {
+    id(keys.user): (False, "a user's id, such as 42"),
+    id(keys.chat): (False, "a chat's id, such as -100"),
+    id(keys.user_chat): (True, _PAIR),
+    id(keys.user_chat_inline): (True, _PAIR),
+    id(keys.user_topic): (True, f"{_PAIR}, or '42:-100:5' in a topic"),
+    id(keys.everyone): (False, "'everyone'"),
+}
 _CONVERT = "Please convert the value, or give another codec."
 _KEEPS = {
     id(codecs.JSON): "JSON keeps dicts with str keys, lists, str, int, bool, None and finite "

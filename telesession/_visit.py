@@ -808,11 +808,9 @@ def _check_free(update: Any, property: str, session: Notes | None = None) -> Non
             "can't hold another session. Give one of the two declarations its own property.",
             name,
         )
-    mock = " (it is a mock: give it a spec, such as Mock(spec=telebot.types.Message))"
     raise SessionError(
         f"property={property!r}: {kind(update)} has an attribute of that name already, which a "
-        "session would hide. Give with_session another property"
-        f"{mock if type(shown).__module__ == 'unittest.mock' else ''}.",
+        "session would hide. Give with_session another property.",
         name,
     )
 

@@ -4,11 +4,12 @@ import contextlib
 import copy
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from datetime import timedelta
-from typing import Any, ParamSpec, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, Protocol, TypeAlias, TypeVar, overload
 
 from telesession import keys as key_functions
-from telesession._checks import checked_callable, checked_seconds
+from telesession._checks import checked_callable, checked_seconds, is_bare
 from telesession._handler import Condition, wrap
 from telesession._options import Options, check_known
 from telesession._several import listed, peeked
@@ -17,10 +18,38 @@ from telesession.errors import SessionUnavailable
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 _P = ParamSpec("_P")
+_One: TypeAlias = AbstractContextManager[dict[str, Any]]
+_Several: TypeAlias = AbstractContextManager[list[dict[str, Any]]]
 _MISSING: Any = object()
+_BARE = "when goes above a handler with parentheses: @session.when(step='name')"
 
 
-class Declaration:
+class _Mistakes:
+    """What a declaration is taken for, and what to write instead; type checkers need no words."""
+
+    if not TYPE_CHECKING:
+
+        def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
+            raise TypeError(_NO_SESSION.format(property=self.property))
+
+        __getitem__ = __setitem__ = __delitem__ = __contains__ = __iter__ = _refuse
+        __enter__ = __exit__ = _refuse
+
+        def __getattr__(self, name: str) -> NoReturn:
+            what = f"'Declaration' object has no attribute {name!r}"
+            if hasattr(dict, name) and not name.startswith("_"):
+                what = _NO_SESSION.format(property=self.property)
+            raise AttributeError(what)
+
+
+_NO_SESSION = (
+    "this is the declaration of sessions, and not one of them: in a handler the session is on its "
+    "update, message.{property}['n'] = 1, and elsewhere `with session.open(message) as data:` "
+    "opens it"
+)
+
+
+class Declaration(_Mistakes):
     """One session as `with_session` declares it; decorates any number of handlers."""
 
     def __init__(self, options: Options) -> None:
@@ -48,7 +77,12 @@ class Declaration:
     def ttl(self, ttl: float | timedelta | None) -> None:
         self._options.ttl = None if ttl is None else checked_seconds("ttl", ttl)
 
-    def __call__(self, handler: Handler) -> Handler:
+    def __call__(self, handler: Handler = _MISSING, /) -> Handler:
+        if handler is _MISSING:
+            raise TypeError(
+                "a declaration goes above a handler without parentheses: @session. Only "
+                "@with_session() has them, with options or without"
+            )
         return wrap(self._options, handler)
 
     def when(
@@ -68,7 +102,21 @@ class Declaration:
         Else pyTelegramBotAPI goes on to its next handler. The session stays locked until a handler
         has run or none matched, so nobody comes in between. Conditions are to look only, not to
         change anything.
+
+        ::
+
+            @session.when(step={"name", "age"})
+            @session.when(lambda s, message: message.text == s.get("answer"), step="riddle")
+
+        Args:
+            conditions: functions of the session, or of the session and the update.
+            values: what the session has to have under these keys.
+
+        Raises:
+            TypeError, ValueError: at decoration, for what can't be asked.
         """
+        if len(conditions) == 1 and not values and is_bare("when", conditions[0]):
+            raise TypeError(_BARE)
         for condition in conditions:
             if not callable(condition):
                 raise TypeError(
@@ -80,12 +128,18 @@ class Declaration:
         condition = Condition(conditions, values)
 
         def decorate(handler: Handler) -> Handler:
-            if not callable(getattr(handler, "__func__", handler)):  # it was `@session.when`
-                raise TypeError("when goes above a handler with parentheses: @session.when(n=1)")
+            if not callable(getattr(handler, "__func__", handler)):  # an update: it was bare
+                raise TypeError(_BARE)
             return wrap(self._options, handler, condition)
 
         return decorate
 
+    @overload
+    def open(self, update: Any, *, apart: bool = False) -> _One: ...
+    @overload
+    def open(self, *, key: str | int, apart: bool = False) -> _One: ...
+    @overload
+    def open(self, *, keys: Sequence[str | int], apart: bool = False) -> _Several: ...
     @contextlib.contextmanager
     def open(
         self,
@@ -114,17 +168,20 @@ class Declaration:
         Args:
             update: whose session it is, by the declaration's key function; or
             key: what the key function would give; or
-            keys: several of them, for a list of sessions in this order, which can't deadlock with
-                others that are opened in this way.
+            keys: a list of several, each another one, for a list of sessions in this order. It
+                can't deadlock with others where the thread has none of them open yet.
             apart: whether to save and unlock at the end of the block, also inside a handler: for
-                a loop over many.
+                a loop over many. What the handler has open already is joined all the same.
 
         Raises:
+            TypeError, ValueError: none of these was given, or more than one; a key twice.
             SessionUnavailable: the update has no session.
+            SessionBusy: others had it for ``lock_timeout`` seconds, or wait for this one.
             SessionError: as a handler would.
         """
         given = [one is not _MISSING for one in (update, key, keys)]
-        if sum(given) != 1 or isinstance(update, (str, int, dict, type(None))):
+        no_keys = keys is not _MISSING and not isinstance(keys, (list, tuple))
+        if sum(given) != 1 or no_keys or isinstance(update, (str, int, dict, type(None))):
             raise TypeError(
                 "open takes an update, a key or keys: open(message), open(key='42:99') or "
                 "open(keys=['1:99', '2:99'])"
@@ -145,7 +202,9 @@ class Declaration:
                     data["news"] = True
 
         No session is loaded or locked. Expired ones are left out; those that come or go meanwhile
-        may be missing or not. The store is asked page by page, so any number will do.
+        may be missing or not. The store is asked page by page, so any number will do. What is
+        opened in the loop is opened in a handler without the session, or with ``apart=True``, so
+        that nobody waits until the loop is over.
 
         Raises:
             SessionStoreError: the store can't list what it keeps, or failed.
@@ -154,6 +213,10 @@ class Declaration:
         names = listed(options.store, options.prefix)
         return (name[len(options.prefix) :] for name in names)
 
+    @overload
+    def peek(self, update: Any) -> dict[str, Any] | None: ...
+    @overload
+    def peek(self, *, key: str | int) -> dict[str, Any] | None: ...
     def peek(self, update: Any = _MISSING, *, key: Any = _MISSING) -> dict[str, Any] | None:
         """A copy of what is stored, or `None`: for filters and middlewares that only look.
 
@@ -169,6 +232,7 @@ class Declaration:
             key: what the key function would give.
 
         Raises:
+            TypeError: neither was given, or both.
             SessionDataError: what is stored can't be read.
             SessionStoreError: the store failed.
         """
@@ -183,6 +247,10 @@ class Declaration:
         payload = peeked(options.store, name)
         return None if payload is None else options.decoded(name, payload)
 
+    @overload
+    def remove(self, update: Any) -> None: ...
+    @overload
+    def remove(self, *, key: str | int) -> None: ...
     def remove(self, update: Any = _MISSING, *, key: Any = _MISSING) -> None:
         """Remove what is stored, also what can't be read; under the lock.
 
@@ -199,6 +267,7 @@ class Declaration:
             key: what the key function would give.
 
         Raises:
+            TypeError: neither was given, or both.
             SessionUnavailable: the update has no session.
             SessionError: as `open`.
         """
@@ -237,6 +306,7 @@ class Declaration:
             why = "" if name else options.reason(update)
         else:
             name = options.name_of(key, f"the key {key!r} was given")
+            options.check_form(key)
             why = f"{options.property!r} has no session with key=None. Give the key of a session."
         if name is None:
             raise SessionUnavailable(why, options.property)
@@ -250,9 +320,9 @@ class Declaration:
 
 class _WithSession(Protocol[_P]):
     @overload
-    def __call__(self, handler: Handler, /) -> Handler: ...
-    @overload
     def __call__(self, *args: _P.args, **options: _P.kwargs) -> Declaration: ...
+    @overload
+    def __call__(self, handler: Handler, /) -> Handler: ...
 
 
 def _taking(options: Callable[_P, Options]) -> _WithSession[_P]:
@@ -300,9 +370,10 @@ def _taking(options: Callable[_P, Options]) -> _WithSession[_P]:
         check_known(given)
         own_key = getattr(handler, "__module__", "") == key_functions.__name__
         if args or own_key or not (handler is None or callable(handler)):
+            example = f"key=keys.{handler.__name__}" if own_key else "ttl=60"
             raise TypeError(
                 f"with_session({handler!r}) takes its options by keyword, as in "
-                "with_session(ttl=60), and is put above a handler"
+                f"with_session({example}), and is put above a handler"
             )
         declaration = Declaration(Options(**given))
         return declaration if handler is None else declaration(handler)

@@ -202,11 +202,17 @@ def test_a_wrong_ttl_fails_when_it_is_set(wrong):
     assert declared.ttl == 60
 
 
-@pytest.mark.parametrize("given", [(60,), ("cart",), ({},), (keys.chat,), (count, 60)])
+@pytest.mark.parametrize("given", [(60,), ("cart",), ({},), (count, 60)])
 def test_an_option_by_position_fails_at_decoration(given):
     """1.4 Misuse fails at decoration, also where it is a function that could be a handler."""
     with says(TypeError, "by keyword", "with_session(ttl=60)"):
         with_session(*given)
+
+
+def test_a_key_function_of_ours_by_position():
+    """1.4 What was meant is known."""
+    with says(TypeError, "by keyword", "with_session(key=keys.chat)"):
+        with_session(keys.chat)
 
 
 def test_a_key_function_of_the_users_own_by_position():

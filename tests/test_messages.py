@@ -9,8 +9,12 @@ import json
 import os
 import pickle
 import threading
+from types import SimpleNamespace
+from unittest.mock import MagicMock, Mock
 
 import pytest
+import sqlalchemy
+import telebot
 
 from telesession import (
     MemoryStore,
@@ -23,7 +27,8 @@ from telesession import (
     keys,
     with_session,
 )
-from tests.helpers import SECRET, any_of, doing, says
+from telesession.sql import SQLStore
+from tests.helpers import SECRET, any_of, count, doing, says
 from tests.stores import NAME, message, visit
 from tests.updates import UPDATES, VARIANTS, make
 
@@ -315,3 +320,222 @@ def test_errors_that_go_round_in_a_circle():
     circle = type("Circle", (dict,), {"get": lambda self, key: fail(key)})
     with says(SessionStoreError, NAME, "with LookupError."):
         visit(print, store=circle())
+
+
+DECLARED = with_session(property="cart", store={})
+
+
+class Handlers:
+    """Methods as they are written, with mistakes and without."""
+
+    @DECLARED
+    def by_another_name(this, message):  # noqa: N805
+        this.last = message.cart
+        return message.cart
+
+    @DECLARED
+    def right(self, message):
+        pass
+
+    @DECLARED
+    def without_self(message):  # noqa: N805
+        pass
+
+
+def enter(block):
+    with block:
+        pass
+
+
+# What a beginner writes, the error, and what its message says.
+MISTAKES = {
+    "declaration[key]": (lambda: DECLARED["n"], TypeError, ["message.cart['n'] = 1"]),
+    "declaration[key] = ...": (
+        lambda: DECLARED.__setitem__("n", 1),
+        TypeError,
+        ["declaration", "message.cart['n'] = 1", "with session.open(message) as data:"],
+    ),
+    "declaration.get": (lambda: DECLARED.get("n", 0), AttributeError, ["message.cart['n'] = 1"]),
+    "key in declaration": (lambda: "n" in DECLARED, TypeError, ["message.cart['n'] = 1"]),
+    "with declaration": (
+        lambda: enter(DECLARED),
+        TypeError,
+        ["with session.open(message) as data:"],
+    ),
+    "with declaration(message)": (
+        lambda: enter(DECLARED(message())),
+        TypeError,
+        ["with session.open(message) as data:"],
+    ),
+    "@declaration()": (lambda: DECLARED(), TypeError, ["@session", "without parentheses"]),
+    "session.n = 1": (
+        lambda: handle("message.cart.n = 1", property="cart", store={}),
+        AttributeError,
+        ["write cart['n']"],
+    ),
+    "session.n": (
+        lambda: handle("message.cart.n", property="cart", store={}),
+        AttributeError,
+        ["write cart['n']"],
+    ),
+    "a mock": (
+        lambda: DECLARED(count)(MagicMock()),
+        TypeError,
+        ["MagicMock", "attribute of every name", "Mock(spec=telebot.types.Message", "Chat(bot)"],
+    ),
+    "JSON": (lambda: DECLARED(count)({"text": SECRET}), TypeError, ["a dict", "de_json"]),
+    "None": (lambda: DECLARED(count)(None), TypeError, ["but with None", "menu(call)"]),
+    "no self": (
+        lambda: Handlers().without_self(message()),
+        TypeError,
+        ["Handlers.without_self", "its first parameter is self"],
+    ),
+    "no object": (
+        lambda: Handlers.right(message()),
+        TypeError,
+        ["Handlers.right", "bot.register_message_handler(thing.right)"],
+    ),
+    "open(keys=...), one text": (
+        lambda: enter(DECLARED.open(keys="1:99")),
+        TypeError,
+        ["open(keys=['1:99', '2:99'])"],
+    ),
+}
+
+
+@any_of(MISTAKES)
+def test_what_beginners_write(case):
+    """1.4, 2.2 The message says what was meant, and what to write."""
+    mistake, kind, words = case
+
+    with says(kind, *words):
+        mistake()
+
+
+def test_a_method_whose_self_has_another_name():
+    """2.2 The update is found wherever it is, and nothing is left on the object."""
+    handlers = Handlers()
+
+    assert handlers.by_another_name(message()) == {}
+    assert vars(handlers) == {"last": {}}
+
+
+@any_of(
+    {
+        "spec": lambda: Mock(spec=telebot.types.Message, from_user=Mock(id=1), chat=Mock(id=1)),
+        "namespace": lambda: SimpleNamespace(
+            from_user=SimpleNamespace(id=1), chat=SimpleNamespace(id=1)
+        ),
+    }
+)
+def test_a_stand_in_that_works(case):
+    """2.2 What the message about mocks tells to write: both are the same user's."""
+    handler = with_session(store={})(count)
+
+    assert [handler(case()), handler(case())] == [1, 2]
+
+
+def test_what_a_declaration_does_not_have():
+    """1.3 Words about sessions are for what dicts have; all else fails as it always does."""
+    with says(AttributeError, "'Declaration' object has no attribute 'message_handler'"):
+        _ = DECLARED.message_handler
+    assert not hasattr(DECLARED, "__len__")
+    assert DECLARED
+
+
+def test_bare_when():
+    """1.4 Without its parentheses it is told at decoration."""
+    with says(TypeError, "parentheses", "@session.when(step='name')"):
+
+        @DECLARED.when
+        def handler(message):
+            pass
+
+    with says(TypeError, "parentheses"):
+
+        @DECLARED.when  # a comment
+        @with_session(store={})
+        def stacked(message):
+            pass
+
+
+def test_a_condition_that_is_a_function_of_its_own():
+    """1.4 Only what stands there is told from its source, which may be missing."""
+
+    def is_ready(session):
+        return True
+
+    for condition in (is_ready, lambda session: True, eval("lambda s: s"), len):
+        DECLARED.when(condition)
+
+
+@pytest.mark.parametrize("call", ["open", "peek", "remove"])
+@pytest.mark.parametrize("key", [keys.user_chat, keys.user_topic, keys.user_chat_inline])
+def test_a_users_id_where_keys_are_pairs(caplog, call, key):
+    """5.6 A session that no handler would find is not made."""
+    store = {}
+    session = with_session(property="cart", key=key, store=store)
+
+    with says(SessionError, "'cart'", "the key 5 ", key.__name__, "'42:-100'", "'42:42'") as caught:
+        enter(session.open(key=5)) if call == "open" else getattr(session, call)(key=5)
+
+    assert caught.value.property == "cart"
+    assert (store, caplog.text) == ({}, "")
+
+
+def by_text(update):
+    return f"{update.chat.id}:{update.text}"
+
+
+@pytest.mark.parametrize(
+    ("function", "right", "wrong"),
+    [
+        (keys.user, [42, "42"], "42:42"),
+        (keys.chat, [-100, "42@connection"], "42:42"),
+        (keys.user_chat, ["42:42"], "42"),
+        (by_text, ["42:hi"], 42),
+    ],
+)
+def test_a_key_that_looks_wrong(caplog, function, right, wrong):
+    """5.6 Some are made like this: it works, and the log says so once."""
+    session = with_session(key=function, store={})
+    session(count)(message())
+
+    for key in (*right, wrong, wrong):
+        with session.open(key=key) as data:
+            data["n"] = 1
+
+    [record] = caplog.records
+    for word in (repr(wrong), "'session'", function.__name__, "such keys"):
+        assert word in record.getMessage()
+
+
+def test_a_key_of_a_function_that_has_given_none(caplog):
+    """5.6 What it gives isn't known before that."""
+    session = with_session(key=by_text, store={})
+
+    with session.open(key=42):
+        pass
+    with says(SessionUnavailable, "key=None"), session.open(key=None):
+        pass
+
+    assert caplog.text == ""
+
+
+def test_a_path_that_is_not_there(tmp_path):
+    """6.3 SQLite's own words name no file."""
+    path = tmp_path / "nowhere" / "sessions.db"
+    session = with_session(store=SQLStore(sqlalchemy.create_engine(f"sqlite:///{path}")))
+    words = ["can't open", f"'{path}'", "directory", "sqlite:////"]
+
+    with says(SessionStoreError, *words) as caught:
+        session(count)(message())
+    assert (caught.value.property, caught.value.key) == ("session", "42:42")
+    with says(SessionStoreError, *words):
+        session.peek(message())
+    with says(SessionStoreError, *words) as caught:
+        list(session.keys())
+    assert caught.value.property == "session"
+
+    path.parent.mkdir()
+    assert session(count)(message()) == 1

@@ -14,7 +14,7 @@ from telebot import types
 from telebot.handler_backends import ContinueHandling
 from typing_extensions import assert_type
 
-from telesession import Declaration, MemoryStore, Session, keys, with_session
+from telesession import Declaration, MemoryStore, keys, with_session
 from telesession.types import CallbackQuery, InlineQuery, Message
 
 bot = telebot.TeleBot("1:test")
@@ -65,6 +65,11 @@ def when_value(message: Message) -> str:
     return f"{message.session['step']}, {message.from_user}"
 
 
+@session.when(lambda s, message: message.text == s["answer"], step={"name", "age"})
+def when_either(message: Message) -> None:
+    message.session["step"] = None
+
+
 @bot.callback_query_handler(func=lambda query: True)
 @session.when(lambda s: s.get("n", 0) > 1, step=None)
 def when_condition(query: CallbackQuery) -> None:
@@ -92,10 +97,24 @@ def outside(message: Message) -> None:
     when_value()  # type: ignore[call-arg] # pyright: ignore
     inline(message, bot)  # type: ignore[arg-type] # pyright: ignore
     with session.open(message) as one, session.open(key="42:99") as two:
-        assert_type(one, Session)
+        assert_type(one, dict[str, Any])
         two["n"] = one.get("n")
+    with session.open(keys=["42:99", "43:99"], apart=True) as several:
+        assert_type(several, list[dict[str, Any]])
+    assert_type(session.peek(message), dict[str, Any] | None)
+    assert_type([*session.keys()], list[str])
+    session.remove(key="42:99")
+    session.open(message, key="42:99")  # type: ignore[call-overload] # pyright: ignore
+    session.open(key=None)  # type: ignore[call-overload] # pyright: ignore
+    session.peek()  # type: ignore[call-overload] # pyright: ignore
+    session.remove(keys=["42:99"])  # type: ignore[call-overload] # pyright: ignore
+    session["n"] = 1  # type: ignore[index] # pyright: ignore
+    session.get("n")  # type: ignore[attr-defined] # pyright: ignore
 
 
+with_session(busy=lambda call: bot.answer_callback_query(call.id, "One moment"))
+with_session(upgrade=lambda data: data.setdefault("cart", []))
+assert_type(with_session(ttl=60), Declaration)
 with_session(ttl="60")  # type: ignore[call-overload] # pyright: ignore
 with_session(busy="later")  # type: ignore[call-overload] # pyright: ignore
 with_session(colour="red")  # type: ignore[call-overload] # pyright: ignore
