@@ -4,12 +4,16 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import docutils.core
 import pytest
 import telebot
 
+from telesession import SessionDataError
+from telesession._telegram import user_json
 from telesession.memory import default_store
+from telesession.testing import Chat
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.rst").read_text(encoding="utf-8")
@@ -21,19 +25,129 @@ def python_blocks():
         yield "\n" * (line - 1) + re.sub("^    ", "", block[1], flags=re.M)
 
 
-def test_blocks_run_in_order(monkeypatch, tmp_path):
-    """What the README shows works as it stands, its assertions included."""
+@pytest.fixture
+def readme(monkeypatch, tmp_path):
+    """What there is after all blocks of the README have run, in order."""
     monkeypatch.setenv("BOT_TOKEN", "42:readme")
     monkeypatch.setattr(telebot.TeleBot, "infinity_polling", lambda bot: None)
     monkeypatch.chdir(tmp_path)
     default_store.clear()
     names = {"__name__": "readme"}
-    blocks = list(python_blocks())
-    assert len(blocks) >= 7
-    for block in blocks:
+    for block in python_blocks():
         exec(compile(block, "README.rst", "exec"), names)
+    default_store.clear()
+    yield SimpleNamespace(**names)
     names["on_disk"].close()
     names["mongo"].close()
+    default_store.clear()
+
+
+def chats(readme):
+    """User 1 in a private chat with the bot, and in a group; the first handler takes all texts."""
+    readme.bot.message_handlers.pop(0)
+    return Chat(readme.bot), Chat(readme.bot, chat=-100)
+
+
+def test_blocks_run_in_order(readme):
+    """What the README shows works as it stands, its assertions included."""
+    assert len(list(python_blocks())) >= 15
+
+
+def test_a_transfer(readme):
+    """5.6 Both wallets, or none."""
+    _, group = chats(readme)
+    group.send("hi", user=2)
+    theirs = {"message_id": 1, "date": 1, "chat": group.chat, "from": user_json(2), "text": "hi"}
+
+    group.send("/pay", reply_to_message=theirs)
+    group.send("/pay", user=2, reply_to_message=theirs)  # to oneself
+
+    assert [readme.wallet.peek(key=user) for user in (1, 2)] == [{"coins": 95}, {"coins": 105}]
+
+
+def test_a_broadcast(readme):
+    """5.7 To all users, of whom those are forgotten who have blocked the bot."""
+    chats(readme)
+    for user in (1, 2):
+        with readme.record.open(key=user) as data:
+            data["n"] = 1
+
+    def refuse(user, text):
+        if user == "2":
+            result = {"error_code": 403, "description": "Forbidden: bot was blocked by the user"}
+            raise telebot.apihelper.ApiTelegramException("sendMessage", None, result)
+
+    readme.bot.send_message = refuse
+    readme.broadcast(None)
+
+    assert list(readme.record.keys()) == ["1"]
+
+
+def test_forget_me(readme):
+    """5.7 One user's sessions of all chats, and nobody else's."""
+    private, _ = chats(readme)
+    with readme.session.open(keys=["1:1", "1:-100", "11:1"]) as several:
+        for data in several:
+            data["n"] = 1
+    with readme.record.open(key=1) as data:
+        data["n"] = 1
+
+    private.send("/forget_me")
+
+    assert (list(readme.session.keys()), list(readme.record.keys())) == (["11:1"], [])
+
+
+def test_a_group_that_became_a_supergroup(readme):
+    """5.7 The chat's session and those of its members are moved, and no others."""
+    _, group = chats(readme)
+    with readme.session.open(keys=["1:-100", "2:-100", "2:-1001"]) as several:
+        for number, data in enumerate(several):
+            data["n"] = number + 1
+    with readme.whole_chat.open(key=-100) as data:
+        data["n"] = 9
+
+    group.send("", migrate_to_chat_id=-1007)
+
+    moved = {"1:-1007": 1, "2:-1007": 2, "2:-1001": 3}
+    assert sorted(readme.session.keys()) == sorted(moved)
+    assert all(readme.session.peek(key=key) == {"n": n} for key, n in moved.items())
+    assert readme.whole_chat.peek(key=-1007) == {"n": 9}
+    assert readme.whole_chat.peek(key=-100) is None
+
+
+def test_a_filter_that_looks(readme):
+    """5.7 It sees what is stored."""
+    private, _ = chats(readme)
+    before = private.send("/sudo")
+    with readme.session.open(key="1:1") as data:
+        data["admin"] = True
+
+    assert (before, private.send("/sudo")) == ([], ["You may."])
+
+
+def test_starting_anew(readme):
+    """4.5, 7 What can't be read is removed, and what could only not be saved is not."""
+    default_store.commit(*unread(default_store, "session:1:1"))
+    with readme.session.open(key="2:2") as data:
+        data["n"] = 1
+    private, _ = chats(readme)
+
+    @readme.bot.message_handler(commands=["lambda"])
+    @readme.session
+    def keep_a_lambda(message):
+        message.session["n"] = lambda: None
+
+    assert private.send("/reset") == []
+    assert "session:1:1" not in default_store
+    with pytest.raises(SessionDataError):
+        Chat(readme.bot, user=2).send("/lambda")
+    assert readme.session.peek(key="2:2") == {"n": 1}
+
+
+def unread(store, name):
+    """The lease of a session, and changes by which it can't be read any more."""
+    lease, _ = store.open([name], 0)
+    return lease, [(name, b"no pickle", None)]
 
 
 def test_no_markup_errors():
