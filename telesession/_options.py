@@ -48,8 +48,9 @@ class Options:
     ) -> None:
         self.property: str = checked_property(property)
         self.key: Callable[[Any], keys.Key] = checked_callable("key", key)
-        #: what is called: the key function itself, as soon as it is known what its keys look like
-        self.form = _FORMS.get(id(key))
+        #: whether there is a colon in its keys, and what it gives, as far as that is known
+        self.form: tuple[bool, str] | None = _FORMS.get(id(key))
+        #: what is called: the key function itself, once its form is known
         self.key_of = key if self.form else self._first_key
         self.ttl: float | None = None if ttl is None else checked_seconds("ttl", ttl)
         self.given_store = default_store if store is None else store

@@ -151,14 +151,14 @@ class Declaration(_Mistakes):
     ) -> Iterator[Any]:
         """The session outside a handler: in a timer, a thread, a command for another user.
 
-        ::
-
-            with session.open(key="42:99") as data:
-                data["reminded"] = True
-
-            with wallet.open(keys=[payer, payee]) as (mine, theirs):
-                mine["coins"] -= 5
-                theirs["coins"] += 5
+        >>> wallet = with_session(key=key_functions.user, store={}, initial=lambda: {"coins": 10})
+        >>> with wallet.open(key=42) as data:
+        ...     data["coins"] += 1
+        >>> with wallet.open(keys=[42, 43]) as (mine, theirs):
+        ...     mine["coins"] -= 5
+        ...     theirs["coins"] += 5
+        >>> wallet.peek(key=42), wallet.peek(key=43)
+        ({'coins': 6}, {'coins': 15})
 
         Locked, loaded, saved and refused as in a handler. In a handler with sessions, or in
         another block, it belongs to that one: it is saved with its sessions, all or none, and
@@ -195,11 +195,11 @@ class Declaration(_Mistakes):
     def keys(self) -> Iterator[str]:
         """The keys of the stored sessions of this declaration, as text.
 
-        ::
-
-            for key in session.keys():
-                with session.open(key=key, apart=True) as data:
-                    data["news"] = True
+        >>> session = with_session(store={"session:42:42": '{"n":1}', "other:42": "{}"})
+        >>> for key in session.keys():
+        ...     with session.open(key=key, apart=True) as data:
+        ...         print(key, data)
+        42:42 {'n': 1}
 
         No session is loaded or locked. Expired ones are left out; those that come or go meanwhile
         may be missing or not. The store is asked page by page, so any number will do. What is
@@ -220,9 +220,11 @@ class Declaration(_Mistakes):
     def peek(self, update: Any = _MISSING, *, key: Any = _MISSING) -> dict[str, Any] | None:
         """A copy of what is stored, or `None`: for filters and middlewares that only look.
 
-        ::
+        >>> session = with_session(store={"session:42:42": '{"admin":true}'})
+        >>> session.peek(key="42:42"), session.peek(key="43:43")
+        ({'admin': True}, None)
 
-            @bot.message_handler(func=lambda m: (session.peek(m) or {}).get("admin"))
+        As in ``@bot.message_handler(func=lambda m: (session.peek(m) or {}).get("admin"))``.
 
         It neither waits nor locks, and begins no new ttl. In a handler that has the session, it is
         a copy of what the handler has in it now. An update without a session has nothing stored.
@@ -254,11 +256,10 @@ class Declaration(_Mistakes):
     def remove(self, update: Any = _MISSING, *, key: Any = _MISSING) -> None:
         """Remove what is stored, also what can't be read; under the lock.
 
-        ::
-
-            for key in session.keys():          # /forget_me
-                if key.startswith(f"{message.from_user.id}:"):
-                    session.remove(key=key)
+        >>> session = with_session(store={"session:42:42": "can't be read"})
+        >>> session.remove(key="42:42")
+        >>> session.store
+        {}
 
         In a handler that has the session, it is emptied, and removed when the handler is saved.
 

@@ -1,5 +1,6 @@
 """Section 1 of the contract: what `with_session` takes, shows and refuses."""
 
+import doctest
 import functools
 import inspect
 import json
@@ -8,7 +9,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from telesession import MemoryStore, keys, with_session
+from telesession import MemoryStore, declaration, keys, with_session
 from telesession.memory import default_store
 from tests.helpers import any_of, count, says, shown
 from tests.stores import Clock, message
@@ -272,3 +273,9 @@ def test_one_property_twice_in_a_stack_fails_at_decoration(case):
 def test_what_is_no_misuse_is_not_refused(options):
     """1.4 Only misuse fails: a soft keyword, a word in any script, whatever can be called."""
     with_session(**options)(lambda update: None)(message())
+
+
+def test_the_examples_of_the_calls():
+    """Those in the docstrings run."""
+    result = doctest.testmod(declaration)
+    assert (result.failed, result.attempted > 8) == (0, True)
