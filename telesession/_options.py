@@ -48,10 +48,7 @@ class Options:
     ) -> None:
         self.property: str = checked_property(property)
         self.key: Callable[[Any], keys.Key] = checked_callable("key", key)
-        #: whether there is a colon in its keys, and what it gives, as far as that is known
-        self.form: tuple[bool, str] | None = _FORMS.get(id(key))
-        #: what is called: the key function itself, once its form is known
-        self.key_of = key if self.form else self._first_key
+        self._told = False  # whether `check_form` has spoken
         self.ttl: float | None = None if ttl is None else checked_seconds("ttl", ttl)
         self.given_store = default_store if store is None else store
         self.store: Store = as_store(self.given_store)
@@ -68,7 +65,7 @@ class Options:
     def name(self, update: Any) -> str | None:
         """The name of the update's session in the store; `None` where it has no session."""
         try:
-            key = self.key_of(update)
+            key = self.key(update)
         except Exception as error:
             raise self.key_failed(update, error) from error
         return self.name_of_update(key, update)
@@ -99,29 +96,20 @@ class Options:
             )
         return f"{self.prefix}{key}"
 
-    def _first_key(self, update: Any) -> keys.Key:
-        key = self.key(update)
-        if key is not None:
-            self.form = (":" in str(key), repr(key))
-            self.key_of = self.key
-        return key
-
     def check_form(self, key: Any) -> None:
-        """Refuse a user's id alone where keys are pairs; warn of other keys that look wrong.
-
-        No handler would find such a session. But some are made for that, and what a function of
-        the user's own gives can't be told from one of its keys.
-        """
-        if self.form is None or key is None or (":" in str(key)) == self.form[0]:
+        """Say it once in the log where a key is given that no handler would have: not a pair."""
+        form = _PAIRS.get(id(self.key))
+        if form is None or self._told or key is None or ":" in str(key):
             return
-        what = (
-            f"{self.property!r}: the key {key!r} was given, but the key function "
-            f"{called(self.key)} gives {self.form[1]}. No handler would find that session"
+        self._told = True
+        logger.warning(
+            "%r was opened with the key %r, but its key function %s gives texts such as %s: no "
+            "handler would find that session.",
+            self.property,
+            key,
+            called(self.key),
+            form,
         )
-        if id(self.key) in _FORMS and isinstance(key, int):
-            raise SessionError(f"{what}.", self.property)
-        logger.warning("%s, unless such keys are given, too.", what)
-        self.form = None  # that was said
 
     def reason(self, update: Any) -> str:
         """Why the update has no session, and what to do about it."""
@@ -198,15 +186,11 @@ class Options:
         )
 
 
-_PAIR = "texts such as '42:-100', of user 42 in chat -100, or '42:42' in the chat with the bot"
-#: Of our key functions, by id: whether there is a colon in each of their keys, and what they give.
-_FORMS = {
-    id(keys.user): (False, "a user's id, such as 42"),
-    id(keys.chat): (False, "a chat's id, such as -100"),
-    id(keys.user_chat): (True, _PAIR),
-    id(keys.user_chat_inline): (True, _PAIR),
-    id(keys.user_topic): (True, f"{_PAIR}, or '42:-100:5' in a topic"),
-    id(keys.everyone): (False, "'everyone'"),
+#: What our key functions give that give pairs, by their id.
+_PAIRS = {
+    id(keys.user_chat): "'42:-100', of user 42 in chat -100, or '42:42' in their private chat",
+    id(keys.user_chat_inline): "'42:-100', or '42:42' in the private chat of user 42",
+    id(keys.user_topic): "'42:-100', or '42:-100:5' in a topic",
 }
 _CONVERT = "Please convert the value, or give another codec."
 _KEEPS = {

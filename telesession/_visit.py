@@ -78,7 +78,7 @@ class Visit(list[Notes]):
         waited = False
         for options in stack:
             try:
-                key = options.key_of(update)
+                key = options.key(update)
             except Exception as error:
                 raise options.key_failed(update, error) from error
             if type(key) is int or (type(key) is str and key):

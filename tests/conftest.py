@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from telesession import with_session
-from telesession import _locks
+from telesession import _locks, with_session
 from tests import servers
 from tests.helpers import until
 from tests.stores import BACKENDS, Backend

@@ -148,7 +148,9 @@ class Bot:
 
     def _stop_worker(self) -> None:
         worker: Any = threading.current_thread()
-        if type(worker) is not telebot.util.WorkerThread:  # it stands in for another, and ends itself
+        if (
+            type(worker) is not telebot.util.WorkerThread
+        ):  # it stands in for another, and ends itself
             self._bot.worker_pool.put(self._stop_worker)
             time.sleep(0.001)
             return

@@ -22,8 +22,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from telesession import MemoryStore, SessionError, with_session
-from telesession import _locks
+from telesession import MemoryStore, SessionError, _locks, with_session
 from tests import servers
 from tests.stores import TIMEOUT, found, message, put
 from tests.worker import ROOT, Worker, connect

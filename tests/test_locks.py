@@ -11,10 +11,10 @@ import time
 from contextlib import contextmanager
 
 import pytest
+from telesession.locks import Locks
 
 from telesession import SessionBusy
 from telesession import locks as locks_module
-from telesession.locks import Locks
 
 TIMEOUT = 30  # seconds, a guard against tests that hang: none comes near it
 

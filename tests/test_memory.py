@@ -25,10 +25,10 @@ from telesession import (
     SessionBusy,
     SessionDataError,
     SessionStoreError,
+    _locks,
     with_session,
 )
 from telesession import memory as memory_module
-from telesession import _locks
 from tests.interrupts import Interrupt, free, interruptions
 from tests.stores import NAME, TIMEOUT, Clock, found, message, put, visit
 

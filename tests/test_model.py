@@ -21,10 +21,10 @@ from telesession import (
     SessionClosed,
     SessionDataError,
     SessionStoreError,
+    _locks,
     keys,
     with_session,
 )
-from telesession import _locks
 from tests.updates import GROUP, OTHER, PRIVATE, UPDATES, USER, make
 
 USERS = {user["id"]: user for user in (USER, OTHER)}

@@ -46,13 +46,13 @@ def test_a_new_session(store):
     """Starts with what initial gives; unchanged it is not stored, and cleared it is removed."""
     session = with_session(store=store, initial=lambda: {"n": 0})
 
-    with session.open(key="7:7") as data:
+    with session.open(key=7) as data:
         assert data == {"n": 0}
     assert store == {}
-    with session.open(key="7:7") as data:
+    with session.open(key=7) as data:
         data["n"] += 1
-    assert store == {"session:7:7": '{"n":1}'}
-    with session.open(key="7:7") as data:
+    assert store == {"session:7": '{"n":1}'}
+    with session.open(key=7) as data:
         data.clear()
     assert store == {}
 
@@ -164,7 +164,7 @@ def test_opposite_orders_are_told(session):
             with session.open(key=payee):
                 pass
 
-    outcomes = run_together(lambda: pay("1:1", "2:2"), lambda: pay("2:2", "1:1"))
+    outcomes = run_together(lambda: pay(1, 2), lambda: pay(2, 1))
     assert sorted(map(type, outcomes), key=str) == sorted([SessionBusy, type(None)], key=str)
 
 
@@ -204,7 +204,7 @@ def test_it_waits_whatever_busy_says(store, busy):
     inside, go_on = threading.Event(), threading.Event()
 
     def hold():
-        with session.open(key="7:7") as data:
+        with session.open(key=7) as data:
             inside.set()
             assert go_on.wait(TIMEOUT)
             data["n"] = 1
@@ -212,7 +212,7 @@ def test_it_waits_whatever_busy_says(store, busy):
     def follow():
         assert inside.wait(TIMEOUT)
         threading.Timer(0.01, go_on.set).start()
-        with session.open(key="7:7") as data:
+        with session.open(key=7) as data:
             return data["n"]
 
     assert run_together(hold, follow) == [None, 1]

@@ -23,10 +23,10 @@ from telesession import (
     SessionDataError,
     SessionLost,
     SessionStoreError,
+    _locks,
     with_session,
 )
 from telesession.leases import Held
-from telesession import _locks
 from tests import servers
 from tests.helpers import SECRET, run_together, says
 from tests.stores import NAME, TIMEOUT, found, message, put, visit

@@ -19,9 +19,9 @@ from telesession import (
     SessionDataError,
     SessionError,
     SessionStoreError,
+    _locks,
     with_session,
 )
-from telesession import _locks
 from tests.stores import (
     NAME,
     TIMEOUT,
