@@ -21,7 +21,7 @@ class Notes(dict[str, Any]):
     _user: Any  #: the visit that works on it just now, the innermost of several; or `None`
     _stored: Payload | None  #: what the store has
     _before: Payload | None  #: what the codec makes of the session while nothing has changed
-    _guests: list[Any]  #: updates that still show a dict which a handler put in its place
+    _guests: dict[int, Any]  #: updates that show what was put in its place, by identity
 
     def __reduce__(self) -> Any:
         return Copied, (dict(self),)

@@ -15,7 +15,7 @@ what is still to be done, and is called again where it was interrupted itself.
 import sys
 import threading
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from telesession._checks import kind
@@ -63,6 +63,7 @@ class Visit(list[Notes]):
     joined: "Sequence[_Join]" = ()
     absent: Sequence[tuple[str, NoSession]] = ()
     before: "dict[int, _Before] | None" = None  #: how sessions of others were, by identity
+    guests: "dict[int, Notes] | None" = None  #: its sessions that have guests, by identity
 
     def enter(
         self, stack: Sequence[Options], store: Store | None, timeout: float, update: Any
@@ -277,20 +278,18 @@ class Visit(list[Notes]):
         return sorted_out
 
     def _show_closed(self, session: Notes, data: dict[str, Any]) -> None:
-        """Have a closed session show what was put in its place, on all updates that it was on."""
+        """Have a closed session show what was put in its place."""
         dict.clear(session)
         dict.update(session, data)
-        for update in (self.update, *getattr(session, "_guests", ())):
-            setattr(update, session._options.property, session)
+        setattr(self.update, session._options.property, session)
 
     def _abandon(self) -> None:
         """Save nothing: take back what was changed of others, and let go of the leases."""
         for before in (self.before or {}).values():
             before.restore()
         update = self.update
-        for join in self.joined if update is not None else ():
-            if join.user is None or join.user.update is not update:
-                self._leave_showing(join.session, _value(join.user, join.session))
+        if update is not None:
+            self._leave_showing_as_before()
         for session in self:
             loaded = type(session) is not Notes
             _become(session, ClosedSession)
@@ -299,6 +298,7 @@ class Visit(list[Notes]):
             shown = getattr(update, session._options.property, None)
             if shown is not session and not isinstance(shown, Notes):
                 self._show_closed(session, dict(shown if isinstance(shown, dict) else session))
+        self._dismiss_all()
         if self.root is not None or (self.store is None and not self.shares):
             return
         sessions = [] if self.saving else list(self)
@@ -332,9 +332,39 @@ class Visit(list[Notes]):
 
     def _leave_showing(self, session: Notes, value: Any) -> None:
         """Have our update show what the one of the visit around us does, to the end."""
-        setattr(self.update, session._options.property, value)
+        update = self.update
+        setattr(update, session._options.property, value)
         if value is not session:
-            _set(session, "_guests", [*getattr(session, "_guests", ()), self.update])
+            session._guests = getattr(session, "_guests", {})
+            session._guests[id(update)] = update
+            holder = session._options.locks.holder(session._name)
+            holder.__class__ = Wide
+            if holder.guests is None:
+                holder.guests = {}
+            holder.guests[id(session)] = session
+
+    def _leave_showing_as_before(self) -> None:
+        for join in self.joined:
+            if not any(one.update is self.update for one in _users(join.user, join.session)):
+                self._leave_showing(join.session, join.was)
+        for session in self.own or ():
+            before = (self.before or {}).get(id(session))
+            if before is not None and before.added and type(session) is not Notes:
+                setattr(self.update, session._options.property, session)
+                _dismiss(session)
+
+    def _dismiss_all(self) -> None:
+        for session in (self.guests or {}).values():
+            _dismiss(session)
+
+    def _leave_leased(self, carrier: "Visit") -> None:
+        """Leave to another visit what is in its lease, since a further store could not be read."""
+        leased = [session for session in self if hasattr(session, "_stored")]
+        self[:] = [session for session in self if not hasattr(session, "_stored")]
+        for session in leased:
+            session._user = None
+            carrier.append(session)
+            session._options.locks.hand_over(session._name, carrier)
 
     def _move_to(self, other: "Visit") -> None:
         """Have another visit of the same thread hold the sessions, and what they are leased by."""
@@ -412,7 +442,7 @@ class Wide(Visit):
 
     def save(self) -> None:
         self._check_absent()
-        if self.joined or self.root is not None:
+        if self.joined or self.parent is not None:
             self._hand_back()
         if self.root is not None:
             self.saved = True
@@ -436,6 +466,7 @@ class Wide(Visit):
                     changes.append((session._name, stored, options.ttl))
                     changed.append(session)
         self._show_replaced(replaced)
+        self._dismiss_all()
         self.saving = True
         self._to_shares()
         commit_all(self.shares, self._by_share(changed, changes))
@@ -449,6 +480,8 @@ class Wide(Visit):
                 setattr(self.update, property, absent)
         unlink(self.thread, self)
         super().leave()
+        self.own = self.before = None  # no circles, which only the garbage collector would free
+        self.joined = ()
 
     def enter_block(self, options: Options, names: Sequence[str]) -> list[dict[str, Any]]:
         """What an `open` block gets: the sessions of those names, in this order."""
@@ -473,7 +506,7 @@ class Wide(Visit):
         if isinstance(entry, Visit):
             self.parent = entry
             if not self.apart:
-                self.root = entry.root or entry
+                self.root = entry if entry.root is None else entry.root
         elif entry is not None and self.update is not None:
             dispatch = entry
         taken: list[tuple[Visit, Options, Notes]] = []
@@ -501,21 +534,28 @@ class Wide(Visit):
         self._lock(self)
         self.since = time.monotonic()
         added = list(self)
-        carrier = self.root or (taken[0][0] if taken else self)
+        carrier = self.root
+        if carrier is None:  # not `or`: a visit without sessions of its own is false
+            carrier = taken[0][0] if taken else self
         carrier.__class__ = Wide
-        if added:
-            carrier._read(added, timeout)
+        try:
+            if added:
+                carrier._read(added, timeout)
+        except BaseException:
+            if carrier is not self:
+                self._leave_leased(carrier)
+            raise
         if self.root is not None:
             self._move_to(self.root)
         for holder in {id(holder): holder for holder, _, _ in taken}.values():
             holder._move_to(self)
-        self._note_before(joins)
+        self.before = self._note_before(joins)
         self.own = own = [*added, *joins, *(session for _, _, session in taken)]
+        if self.root is not None:
+            for session in added:
+                self.before[id(session)] = _Before(session, None, added=True)
         for session in added:
             self._load(session, session._stored)
-            if self.root is not None:
-                assert self.before is not None
-                self.before[id(session)] = _Before(session, None, added=True)
         for _, options, session in taken:
             self._resume(session, options)
         for session in joins:
@@ -548,9 +588,9 @@ class Wide(Visit):
         name = "" if session is None else session._name
         raise SessionBusy(f"{name!r} {why}", name)
 
-    def _note_before(self, joins: Iterable[Notes]) -> None:
+    def _note_before(self, joins: Iterable[Notes]) -> "dict[int, _Before]":
         """Note how sessions are that we may change: those around us that are in use, and joins."""
-        self.before = before = {}
+        before: dict[int, _Before] = {}
         visit = self.parent
         while visit is not None:
             if visit.own is None:
@@ -561,14 +601,15 @@ class Wide(Visit):
             visit = visit.parent
         for session in joins:
             if id(session) not in before:
-                before[id(session)] = _Before(session, session._user)
+                before[id(session)] = _Before(session, session._user, type(session) is Notes)
+        return before
 
     def _join(self, session: Notes) -> None:
         """Show a session that is open already as the one who uses it just now shows it."""
         user, options = session._user, session._options
         if type(session) is Notes:  # it could not be loaded then
             self._load(session, session._stored)
-        value = _value(user, session)
+        was = value = _value(user, session)
         if type(session) is ClosedSession:
             _become(session, Session)
         fresh = value is None or (user is None and not session)  # it was removed
@@ -578,17 +619,24 @@ class Wide(Visit):
             value = session
         elif not isinstance(value, dict):
             raise _wrong_type(session, value)
+        join = _Join(session, user, was, value, fresh, _keeper(user, session))
         update = self.update
         if update is not None and getattr(update, options.property, None) is not value:
-            if user is None or update is not user.update:
+            shown = getattr(update, options.property, None)
+            copied = value is not session and type(shown) is type(value) and shown == value
+            if not copied and not any(one.update is update for one in _users(user, session)):
                 _check_free(update, options.property, session)
             setattr(update, options.property, value)
-        self.joined = [*self.joined, _Join(session, user, value, fresh)]
+        self.joined = [*self.joined, join]
         _set(session, "_user", self)
 
     def _resume(self, session: Notes, options: Options) -> None:
         """Open a session again that was left to the dispatch."""
         session._user = self
+        if type(session) is Notes:  # it was left when another could not be read
+            session._options = options
+            self._load(session, session._stored)
+            return
         if session._options is not options:
             session._options = options
             _reload(session)
@@ -609,6 +657,7 @@ class Wide(Visit):
                 if update is not None and shown is not session:
                     _refill(session, session, shown)
                     setattr(update, session._options.property, session)
+                _dismiss(session)
                 _set(session, "_user", None)
                 _become(session, ClosedSession)
         parent = self.parent
@@ -621,25 +670,20 @@ class Wide(Visit):
                     parent.before.setdefault(key, before)
 
     def _hand_back_one(self, join: "_Join") -> None:
-        session, user, update = join.session, join.user, self.update
+        session, user, update, keeper = join.session, join.user, self.update, join.keeper
         property = session._options.property
-        shown = join.value if update is None else getattr(update, property, None)
-        if update is None and user is not None and user.update is not None and not join.fresh:
-            shown = getattr(user.update, property, None)  # which may have been replaced meanwhile
+        shown = _value(self, session)
         if join.fresh and shown is session and dict(session) == _started(session):
             session.clear()  # nothing came of it: it stays removed
             shown = None
-        if user is None or user.update is None:
-            value = _value(user, session)
-            if shown is not value:
-                _refill(session, value, shown)
-                if update is not None:
-                    setattr(update, property, value)
-        else:
-            if getattr(user.update, property, None) is not shown:
-                setattr(user.update, property, shown)
-            if update is not None and update is not user.update:
-                self._leave_showing(session, shown)
+        if keeper is not None:
+            if getattr(keeper.update, property, None) is not shown:
+                setattr(keeper.update, property, shown)
+        elif shown is not join.was:
+            _refill(session, join.was, shown)
+            shown = join.was
+        if update is not None and (keeper is None or update is not keeper.update):
+            self._leave_showing(session, shown)
         _set(session, "_user", user)
         if user is None:
             session.__class__ = ClosedSession
@@ -684,11 +728,15 @@ class Wide(Visit):
 class _Join:
     """A visit's share in a session that another one has open."""
 
-    def __init__(self, session: Notes, user: Any, value: dict[str, Any], fresh: bool) -> None:
+    def __init__(
+        self, session: Notes, user: Any, was: Any, value: dict[str, Any], fresh: bool, keeper: Any
+    ) -> None:
         self.session = session
         self.user = user  #: the visit that used it before
-        self.value = value  #: what that one shows: the session, or a dict in its place
+        self.was = was  #: what that one showed: the session, a dict in its place, or `None`
+        self.value = value  #: what we show
         self.fresh = fresh  #: whether it begins anew, since it had been removed
+        self.keeper = keeper  #: the visit on whose update ours counts in the end; or in place
 
 
 class _Before:
@@ -697,21 +745,24 @@ class _Before:
     def __init__(self, session: Notes, user: Any, added: bool = False) -> None:
         self.session = session
         self._user = user
-        self._added = added
+        self.added = added
         if added:
             return
-        self._closed = type(session) is ClosedSession
+        self._kind = type(session)
         self._value = _value(user, session)
         self._content = [Savepoint(session)]
         if isinstance(self._value, dict) and self._value is not session:
             self._content.append(Savepoint(self._value))
+        updates = [one.update for one in _users(user, session) if one.update is not None]
+        property = session._options.property
+        self._shown = [(update, getattr(update, property, None)) for update in updates]
 
     def restore(self) -> None:
         session = self.session
-        if self._added:
+        if self.added:
+            _set(session, "_user", None)
             if type(session) is not Notes:
                 _become(session, ClosedSession)
-                session._user = None
                 if session._before is None and session._stored is not None:
                     session.__class__ = Notes  # it was emptied without being read
                     dict.clear(session)
@@ -721,11 +772,33 @@ class _Before:
         for content in self._content:
             content.restore()
         _set(session, "_user", self._user)
-        _become(session, ClosedSession if self._closed else Session)
-        update = None if self._user is None else self._user.update
+        _become(session, self._kind)
         property = session._options.property
-        if update is not None and getattr(update, property, None) is not self._value:
-            setattr(update, property, self._value)
+        for update, value in self._shown:
+            if getattr(update, property, None) is not value:
+                setattr(update, property, value)
+
+
+def _join_of(user: Any, session: Notes) -> "_Join | None":
+    return next((join for join in user.joined if join.session is session), None)
+
+
+def _users(user: Any, session: Notes) -> Iterator[Any]:
+    """The visits that use a session, one inside the other, the innermost first."""
+    while user is not None:
+        yield user
+        join = _join_of(user, session)
+        user = None if join is None else join.user
+
+
+def _keeper(user: Any, session: Notes) -> Any:
+    """The visit on whose update a visit's session is; `None` if a dict of a block is all it is."""
+    while user is not None and user.update is None:
+        join = _join_of(user, session)
+        if join is None or _value(join.user, session) is join.was:
+            return None
+        user = join.user  # it was replaced while the block was open
+    return user
 
 
 def _value(user: Any, session: Notes) -> Any:
@@ -734,10 +807,18 @@ def _value(user: Any, session: Notes) -> Any:
         return session
     if user.update is not None:
         return getattr(user.update, session._options.property, None)
-    for join in user.joined:
-        if join.session is session:
-            return join.value
-    return session
+    join = _join_of(user, session)
+    if join is None:
+        return session
+    around = _value(join.user, session)
+    return join.value if around is join.was else around
+
+
+def _dismiss(session: Notes) -> None:
+    """Have all updates show the session again that show what once was put in its place."""
+    guests = getattr(session, "_guests", None)
+    while guests:
+        setattr(guests.popitem()[1], session._options.property, session)
 
 
 def _started(session: Notes) -> dict[Any, Any]:
@@ -798,8 +879,7 @@ def _check_free(update: Any, property: str, session: Notes | None = None) -> Non
     shown = getattr(update, property, _MISSING)
     if shown is _MISSING or isinstance(shown, (ClosedSession, NoSession, Copied)):
         return
-    guests = getattr(session, "_guests", ())
-    if session is not None and (shown is session or any(update is one for one in guests)):
+    if shown is session or id(update) in getattr(session, "_guests", ()):
         return
     name = property if session is None else session._name
     if isinstance(shown, Notes):
