@@ -12,6 +12,7 @@ are private to pyTelegramBotAPI: where it lacks them, no dispatch is known, and 
 
 import contextlib
 import functools
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -23,6 +24,7 @@ class Dispatch:
     """One update's way through the handlers of a bot, on one thread."""
 
     task = None  #: of an event loop
+    over = False  #: whether nothing is left to be done
     around: Any = None  #: what the thread was in the middle of
     linked = False  #: whether the thread's visits find it
     filtering = False  #: whether a handler's filters are being asked
@@ -68,8 +70,21 @@ class Dispatch:
                 with contextlib.suppress(Exception):
                     visit.settle()
             self.left.clear()
+
+    def end(self, around: "Dispatch | None") -> None:
+        """Settle, and be forgotten for the one ``around``; called again if it is interrupted."""
+        thread = threading.get_ident()
+        try:
+            if self.left:
+                self.settle()
+        finally:
             if self.linked:
-                unlink(threading.get_ident(), self)
+                unlink(thread, self)
+            if around is None:
+                running.pop(thread, None)
+            else:
+                running[thread] = around
+        self.over = True
 
 
 #: By thread, its innermost visit, or dispatch with sessions left; each knows the one `around` it.
@@ -87,19 +102,36 @@ per_process(Dispatch, _forget)
 
 
 def unlink(thread: int, entry: Any) -> None:
-    """Take a visit or dispatch out of what its thread is in the middle of."""
+    """Take a visit or dispatch out of what its thread is in the middle of.
+
+    What is still inside of it, since an interrupt came before that could leave, goes with it. But
+    tasks of an event loop leave their visits in any order.
+    """
     inside: Any = innermost.get(thread)
-    if inside is entry:
-        if entry.around is None:
-            del innermost[thread]
-        else:
-            innermost[thread] = entry.around
-        return
-    while inside is not None:  # tasks of an event loop leave their visits in any order
-        if inside.around is entry:
-            inside.around = entry.around
+    others: list[Any] = []
+    while inside is not entry:
+        if inside is None:
             return
+        if inside.task is not None and inside.task is not current_task():
+            others.append(inside)
         inside = inside.around
+    around = entry.around
+    for other in reversed(others):
+        other.around = around
+        around = other
+    if around is None:
+        del innermost[thread]
+    else:
+        innermost[thread] = around
+
+
+def current_task() -> Any:
+    """The task of the event loop that runs in this thread, if one does."""
+    asyncio = sys.modules.get("asyncio")
+    try:
+        return None if asyncio is None else asyncio.current_task()
+    except RuntimeError:
+        return None
 
 
 @functools.cache
@@ -123,15 +155,10 @@ def watch() -> Callable[[], Any]:
                 running[thread] = here
                 return run(*args, **kwargs)
             finally:
-                if here.linked:
-                    here.settle()
+                here.end(around)
         finally:
-            if here.left:
-                here.settle()
-            if around is None:
-                running.pop(thread, None)
-            else:
-                running[thread] = around
+            if not here.over:
+                here.end(around)
 
     @functools.wraps(test)
     def tested(*args: Any, **kwargs: Any) -> Any:

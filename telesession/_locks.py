@@ -163,19 +163,15 @@ class Locks:
         waiter = _Waiter(self, name, holder)
         try:
             try:
-                with _everyone.mutex:
-                    self._enter(waiter)
+                self._enter(waiter)
+                if not self._woken(waiter, 0.0, min(PATIENCE, timeout)):
+                    with stand_in(waiter.needs):
+                        self._woken(waiter, time.monotonic(), timeout)
             finally:
-                _everyone.free()
-            if not self._woken(waiter, 0.0, min(PATIENCE, timeout)):
-                with stand_in(waiter.needs):
-                    self._woken(waiter, time.monotonic(), timeout)
+                self._leave(waiter)
         finally:
-            try:
-                with _everyone.mutex:
-                    self._leave(waiter)
-            finally:
-                _everyone.free()
+            if _everyone.waiting.get(holder.thread) is waiter:
+                self._leave(waiter)
         if self.holders.get(name) is not holder:
             raise SessionBusy(self._overdue(name, timeout), name)
 
@@ -194,21 +190,28 @@ class Locks:
                 return False
 
     def _enter(self, waiter: _Waiter) -> None:
-        line = self.lines.setdefault(waiter.name, _Line())
-        places = [number for number, one in enumerate(line) if one.holder is waiter.holder]
-        if places:
-            line[places[0]] = waiter
-        else:
-            line.append(waiter)
-        _everyone.waiting[waiter.holder.thread] = waiter
-        self._grant(waiter.name)  # it may have been released just before there was a line
-        if self.holders.get(waiter.name) is not waiter.holder:
-            _break_cycle(waiter)
+        try:
+            with _everyone.mutex:
+                _everyone.waiting[waiter.holder.thread] = waiter  # first, since it goes last
+                line = self.lines.setdefault(waiter.name, _Line())
+                places = [number for number, one in enumerate(line) if one.holder is waiter.holder]
+                if places:
+                    line[places[0]] = waiter
+                else:
+                    line.append(waiter)
+                self._grant(waiter.name)  # it may have been released just before there was a line
+                if self.holders.get(waiter.name) is not waiter.holder:
+                    _break_cycle(waiter)
+        finally:
+            _everyone.free()
 
     def _leave(self, waiter: _Waiter) -> None:
-        self._take_out(waiter)
-        if _everyone.waiting.get(waiter.holder.thread) is waiter:
-            del _everyone.waiting[waiter.holder.thread]
+        try:
+            with _everyone.mutex:
+                self._take_out(waiter)
+                _everyone.waiting.pop(waiter.holder.thread, None)
+        finally:
+            _everyone.free()
 
     def _take_out(self, waiter: _Waiter) -> None:
         line = self.lines.get(waiter.name)

@@ -20,18 +20,42 @@ class Share:
         self.store = store
         self.lease: Any = None
         self.found: dict[str, Payload | None] = {}
+        self._asked: Sequence[str] = ()
+        self._answers: Sequence[Payload | None] = ()
+        self._failed = False
 
     def open(self, names: Sequence[str], timeout: float) -> Sequence[Payload | None]:
         """Lease further sessions, and read them."""
+        self._asked, self._answers = names, ()
         try:
-            self.lease, payloads = self.store.open(names, timeout, self.lease)
+            self.lease, self._answers = self.store.open(names, timeout, self.lease)
         except Exception as error:
             failed("load", self.store, names, error)
-        self.found.update(zip(names, payloads))
-        return payloads
+        return [self.found[name] for name in names if self.has(name)]
+
+    def has(self, name: str) -> bool:
+        """Whether a session is leased; which is noted here, since an interrupt may come before."""
+        self.found.update(zip(self._asked, self._answers))
+        return name in self.found
+
+    def idle(self) -> bool:
+        """Whether nothing was leased: that was interrupted, or failed."""
+        return self.lease is None and not self.found
+
+    def commit(self, changes: Sequence[Change]) -> None:
+        """Write, and let go."""
+        try:
+            self.store.commit(self.lease, changes)
+        except BaseException as error:
+            if isinstance(error, Exception):
+                self._failed = True  # and is not asked again
+                failed("save", self.store, list(self.found), error)
+            raise
 
     def take_back(self, changes: Sequence[Change]) -> None:
         """Undo what was written, as far as the store answers and nobody wrote since."""
+        if self._failed:
+            return
         names = [name for name, payload, _ in changes if payload != self.found[name]]
         if not names:
             return
@@ -80,16 +104,17 @@ def peeked(store: Store, name: str) -> Payload | None:
 
 def commit_all(shares: Sequence[Share], changes: Sequence[Sequence[Change]]) -> None:
     """Carry out the changes of each share, or none of them, as far as the stores answer."""
-    for number, share in enumerate(shares):
-        try:
-            try:
-                share.store.commit(share.lease, changes[number])
-            except Exception as error:
-                failed("save", share.store, list(share.found), error)
-        except BaseException:
-            for done, theirs in zip(shares[:number], changes):
-                done.take_back(theirs)
-            raise
+    done: list[tuple[Share, Sequence[Change]]] = []
+    try:
+        for share, theirs in zip(shares, changes):
+            if share.idle():
+                continue
+            done.append((share, theirs))  # before, since an interrupt may come just afterwards
+            share.commit(theirs)
+    except BaseException:
+        for share, theirs in done:
+            share.take_back(theirs)
+        raise
 
 
 def let_go(store: Store, lease: Any, changes: Sequence[Change], names: Sequence[str]) -> None:

@@ -12,14 +12,13 @@ its attributes on the class. An exception out of a signal handler may come at an
 what is still to be done, and is called again where it was interrupted itself.
 """
 
-import sys
 import threading
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from telesession._checks import kind
-from telesession._dispatch import innermost, running, unlink
+from telesession._dispatch import current_task, innermost, running, unlink
 from telesession._locks import Locks
 from telesession._options import Options
 from telesession._savepoint import Savepoint
@@ -219,10 +218,11 @@ class Visit(list[Notes]):
             todo.setdefault(id(session._options.store), []).append(session)
         for group in todo.values():
             store = group[0]._options.store
-            share = next((one for one in shares if one.store is store), None) or Share(store)
-            payloads = share.open([session._name for session in group], timeout)
-            if share not in shares:
+            share = next((one for one in shares if one.store is store), None)
+            if share is None:
+                share = Share(store)
                 shares.append(share)
+            payloads = share.open([session._name for session in group], timeout)
             for session, stored in zip(group, payloads):
                 session._stored = stored
             self.store = self.store or store
@@ -232,12 +232,13 @@ class Visit(list[Notes]):
         """Have shares in the place of a single store and lease."""
         if isinstance(self.shares, list):
             return self.shares
-        self.shares = shares = []
+        shares = []
         if self.store is not None:
             share = Share(self.store)
             share.lease = self.lease
             share.found = {session._name: session._stored for session in self}
             shares.append(share)
+        self.shares = shares
         return shares
 
     def _names(self) -> list[str]:
@@ -285,6 +286,8 @@ class Visit(list[Notes]):
 
     def _abandon(self) -> None:
         """Save nothing: take back what was changed of others, and let go of the leases."""
+        if self.store is None and self.lease is not None:  # an interrupt came in between
+            self.store = self[0]._options.store
         for before in (self.before or {}).values():
             before.restore()
         update = self.update
@@ -310,6 +313,8 @@ class Visit(list[Notes]):
             return
         interrupt: BaseException | None = None
         for share, mine in zip(self.shares, self._by_share(changed, changes)):
+            if share.idle():
+                continue
             try:
                 let_go(share.store, share.lease, mine, list(share.found))
             except BaseException as error:
@@ -371,9 +376,6 @@ class Visit(list[Notes]):
         for session in self:
             other.append(session)
             session._options.locks.hand_over(session._name, other)
-        if other is self.root:
-            self.clear()
-            return
         if self.shares or self.store is not None:
             other.shares = [*other._to_shares(), *self._to_shares()]
             other.store = other.store or self.store
@@ -483,6 +485,28 @@ class Wide(Visit):
         self.own = self.before = None  # no circles, which only the garbage collector would free
         self.joined = ()
 
+    def _abandon(self) -> None:
+        self._move_to_root()  # an interrupt, or a failure, may have come before that
+        super()._abandon()
+
+    def _move_to_root(self) -> None:
+        """Have the outermost visit hold those of our sessions that it has leased, to its end."""
+        root = self.root
+        if root is None or not root.thread:
+            return
+        kept = []
+        for session in self:
+            locks, name = session._options.locks, session._name
+            if any(
+                share.store is session._options.store and share.has(name) for share in root.shares
+            ):
+                if root.find(locks, name) is not session:
+                    root.append(session)
+                locks.hand_over(name, root)
+            else:
+                kept.append(session)
+        self[:] = kept
+
     def enter_block(self, options: Options, names: Sequence[str]) -> list[dict[str, Any]]:
         """What an `open` block gets: the sessions of those names, in this order."""
         mind_stop()
@@ -505,6 +529,7 @@ class Wide(Visit):
         dispatch = None
         if isinstance(entry, Visit):
             self.parent = entry
+            entry.__class__ = Wide
             if not self.apart:
                 self.root = entry if entry.root is None else entry.root
         elif entry is not None and self.update is not None:
@@ -546,7 +571,7 @@ class Wide(Visit):
                 self._leave_leased(carrier)
             raise
         if self.root is not None:
-            self._move_to(self.root)
+            self._move_to_root()
         for holder in {id(holder): holder for holder, _, _ in taken}.values():
             holder._move_to(self)
         self.before = self._note_before(joins)
@@ -710,7 +735,12 @@ class Wide(Visit):
         self.left = False
         try:
             try:
-                if self.pending:
+                for session in self:
+                    if session._user is not None:  # an interrupt came before that could leave
+                        _set(session, "_user", None)
+                        _set(session, "__class__", ClosedSession)
+                        _reload(session)
+                if self.pending and self.thread and not self.saving:
                     self.save()
             finally:
                 self.leave()
@@ -759,6 +789,10 @@ class _Before:
 
     def restore(self) -> None:
         session = self.session
+        locks, name = session._options.locks, session._name
+        holder = locks.holder(name)
+        if holder is None or holder.find(locks, name) is not session:
+            return  # the visit around us has ended before us, after an interrupt
         if self.added:
             _set(session, "_user", None)
             if type(session) is not Notes:
@@ -768,6 +802,8 @@ class _Before:
                     dict.clear(session)
                 else:
                     _reload(session)
+            else:
+                dict.clear(session)
             return
         for content in self._content:
             content.restore()
@@ -893,15 +929,6 @@ def _check_free(update: Any, property: str, session: Notes | None = None) -> Non
         "session would hide. Give with_session another property.",
         name,
     )
-
-
-def current_task() -> Any:
-    """The task of the event loop that runs in this thread, if one does."""
-    asyncio = sys.modules.get("asyncio")
-    try:
-        return None if asyncio is None else asyncio.current_task()
-    except RuntimeError:
-        return None
 
 
 def in_use(options: Options, name: str) -> dict[str, Any] | None:
