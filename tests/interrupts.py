@@ -1,9 +1,10 @@
 """Exceptions that come at any line, as those out of signal handlers do."""
 
+import inspect
 import itertools
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
@@ -18,32 +19,53 @@ TELESESSION = str(Path(telesession.__file__).parent)
 
 
 class Interrupt(BaseException):
-    """What a signal handler raises."""
+    """What a signal handler raises, as for Ctrl-C."""
 
 
-class _Interrupting:
-    """Raises `Interrupt` at the line of that number, counted in the files under ``path``."""
+class Alarm(Exception):
+    """What the handler of an alarm raises, for a time-out."""
 
-    def __init__(self, number: int, path: str) -> None:
+
+class Interrupting:
+    """Raises ``error`` at the line of that number, counted in the files under ``path``.
+
+    Other ``events`` of `sys.settrace` may count as well. `where` tells where it was raised.
+    """
+
+    where = ""
+
+    def __init__(
+        self,
+        number: int,
+        path: str | tuple[str, ...] = TELESESSION,
+        error: type[BaseException] = Interrupt,
+        events: Collection[str] = ("line",),
+    ) -> None:
         self.left = number
         self.path = path
+        self.error = error
+        self.events = events
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> "Interrupting":
         self.before = sys.gettrace()
         sys.settrace(self.trace)
+        return self
 
     def __exit__(self, *exc_info: object) -> None:
         sys.settrace(self.before)
 
     def trace(self, frame: FrameType, event: str, argument: Any) -> Any:
-        if event == "call":
-            inside = frame.f_code.co_filename.startswith(self.path)
-            return self.trace if inside else None
-        if event == "line":
+        if event == "call" and not frame.f_code.co_filename.startswith(self.path):
+            return None
+        if event == "return" and frame.f_code.co_flags & inspect.CO_GENERATOR:
+            return self.trace  # at a `yield` such an exception would pass by what surrounds it
+        if event in self.events:
             self.left -= 1
             if self.left < 0:
                 sys.settrace(None)
-                raise Interrupt
+                code = frame.f_code
+                self.where = f"{event} in {code.co_name}, {code.co_filename}:{frame.f_lineno}"
+                raise self.error
         return self.trace
 
 
@@ -60,7 +82,7 @@ def interruptions(
         steps = run(subject)
         next(steps)
         try:
-            with _Interrupting(number, path):
+            with Interrupting(number, path):
                 next(steps, None)
         except Interrupt:
             yield subject
