@@ -1,9 +1,13 @@
 """Forked children: what threads of the parent process hold, nobody lets go of there."""
 
+import contextlib
 import os
+import threading
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
 
 _resets: "weakref.WeakKeyDictionary[Any, Callable[[Any], object]]" = weakref.WeakKeyDictionary()
 
@@ -12,6 +16,36 @@ def per_process(owner: Any, reset: Callable[[Any], object]) -> None:
     """Call ``reset(owner)`` now, and in every forked child for as long as ``owner`` lives."""
     reset(owner)
     _resets[owner] = reset
+
+
+class Mutex:
+    """Lets one thread at a time work, whatever comes in between: exceptions, forks, gevent."""
+
+    def __init__(self) -> None:
+        per_process(self, Mutex._reset)
+
+    def _reset(self) -> None:
+        self._kinds: dict[Any, Any] = {}
+
+    def current(self) -> Any:
+        """That of the kind that is there now: gevent replaces what `threading` has.
+
+        While a greenlet has one of the old kind, no other can wait for it without blocking all.
+        """
+        kind = threading.Lock  # RLock uses what replaces it
+        return self._kinds.get(kind) or self._kinds.setdefault(kind, threading.RLock())
+
+    def alone(self, work: Callable[..., Result], *args: Any) -> Result:
+        """Do ``work`` while no other thread does."""
+        mutex = self.current()
+        try:
+            with mutex:
+                return work(*args)
+        except BaseException:
+            # It may have come after the block, just before that let go of the mutex.
+            with contextlib.suppress(RuntimeError):
+                mutex.release()
+            raise
 
 
 def _in_child() -> None:

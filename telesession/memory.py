@@ -1,48 +1,44 @@
 """`MemoryStore`: sessions in this process's memory, bounded, each with an expiry of its own."""
 
-import contextlib
 import logging
 import math
 import pickle
-import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from typing import Any, TypeVar
 
 from cachetools import TTLCache
 
-from telesession._forks import per_process
+from telesession._forks import Mutex
 from telesession.codecs import Codec
 from telesession.stores import Change, Payload, Store
 
 logger = logging.getLogger("telesession")
 
-Result = TypeVar("Result")
-
-_PAGES = 1024  #: so many parts `names` takes the sessions in
 _NEVER = math.inf
-_UNKNOWN = -math.inf  #: when the first session expires, while the caches are made anew
+_UNKNOWN = -math.inf  #: when the first session expires, while the caches are behind the entries
 
 
 class _Entry:
     __slots__ = ("payload", "saved", "ttl")
 
-    def __init__(self, payload: Payload, saved: float, ttl: float | None) -> None:
-        self.payload = payload
-        self.saved = saved  #: when its time began, if it has a ttl
+    def __init__(self, payload: Payload | None, saved: float, ttl: float | None) -> None:
+        # pickle makes bytes in blocks that are too large
+        self.payload = b"%b" % payload if type(payload) is bytes else payload
+        self.saved = saved
         self.ttl = ttl
 
 
 class _Moment(float):
-    """A time for `TTLCache.expire`, which remembers when the first that it leaves expires."""
+    """A time for `TTLCache.expire`, which remembers when the first that is left expires."""
 
-    first = math.inf
+    first = _NEVER
 
     def __lt__(self, expires: float) -> bool:
-        self.first = expires
-        return super().__lt__(expires)
+        later = super().__lt__(expires)
+        if later:
+            self.first = min(self.first, expires)
+        return later
 
 
 class MemoryStore(Store):
@@ -63,9 +59,9 @@ class MemoryStore(Store):
 
     codec: Codec = pickle
 
-    # `_entries` is what counts: each is replaced, removed or changed in one step, and whenever an
-    # exception, such as one out of a signal handler, comes between such a step and what follows
-    # from it in the caches and pages, these are made anew from the entries.
+    # `_entries` is what counts: it is changed in one step, for all sessions of a commit at once.
+    # The caches follow. Until they have, `_due` is unknown; if an exception comes in between, such
+    # as one out of a signal handler, whoever uses the store next makes them anew.
 
     def __init__(
         self, maxsize: int = 1_000_000, *, clock: Callable[[], float] = time.monotonic
@@ -74,28 +70,18 @@ class MemoryStore(Store):
             raise ValueError(f"maxsize={maxsize!r} must be a positive number of sessions")
         self.maxsize = maxsize
         self._clock = clock
-        self._now = [clock()]  # the time in the caches: it stands still while one is changed
+        self._now = clock()  # the time in the caches: it stands still while they are changed
         self._entries: OrderedDict[str, _Entry] = OrderedDict()  # least recently used first
-        self._due = _UNKNOWN  # nothing expires before
-        self._last: str | None = None  # the name that was moved to the end of them
-        self._full = self._warned = False
-        self._rebuild()
-        self._mutex = threading.RLock()
-        per_process(self, MemoryStore._renew_mutex)
-
-    def _renew_mutex(self) -> None:
-        torn = not self._mutex.acquire(blocking=False)  # by a thread that isn't in this process
-        self._mutex = threading.RLock()
-        if torn:
-            self._rebuild()
+        self._caches: dict[float | None, TTLCache[str, _Entry]] = {}  # by ttl; none of them empty
+        self._due = _NEVER  # nothing expires before
+        self._warned = False
+        self._mutex = Mutex()  # for the caches
 
     def open(
         self, names: Sequence[str], timeout: float = 0, lease: None = None
     ) -> tuple[None, list[Payload | None]]:
-        # No mutex here, nor where a payload is exchanged below: each is one operation on an
-        # entry that is of no concern to other visits, since this one holds the session's lock.
         if self._due < _NEVER and self._clock() >= self._due:
-            self._alone(self._sweep)
+            self._change()
         entries = self._entries
         payloads: list[Payload | None] = []
         for name in names:
@@ -106,8 +92,7 @@ class MemoryStore(Store):
             payloads.append(entry.payload)
             try:
                 entries.move_to_end(name)
-                self._last = name
-            except KeyError:  # evicted at this very moment
+            except KeyError:  # dropped at this very moment
                 pass
         return None, payloads
 
@@ -115,47 +100,25 @@ class MemoryStore(Store):
         if len(changes) == 1:
             ((name, payload, ttl),) = changes
             entry = self._entries.get(name)
-            if entry is not None and payload is not None and entry.ttl == ttl:
-                if ttl is None:
-                    entry.payload = b"%b" % payload if type(payload) is bytes else payload
-                    if name is self._last:
-                        return
-                    try:
+            if payload is not None and entry is not None and entry.ttl == ttl:
+                payload = b"%b" % payload if type(payload) is bytes else payload
+                try:
+                    if ttl is None:  # the caches needn't know of it
+                        entry.payload = payload
                         self._entries.move_to_end(name)
-                        self._last = name
                         return
-                    except KeyError:  # evicted at this very moment
-                        pass
-                else:
-                    try:
-                        self._mutex.acquire()
-                        now = self._now[0] = self._clock()
-                        there = now < self._due and self._entries.get(name) is entry
-                        if there:
-                            self._timed[ttl][name] = entry  # its time counts from now
-                            if type(payload) is bytes:
-                                payload = b"%b" % payload
-                            entry.payload, entry.saved = payload, now
-                            if name is not self._last:
-                                self._entries.move_to_end(name)
-                                self._last = name
-                        self._mutex.release()
-                    except BaseException:
-                        self._recover()
-                        raise
-                    if there:
+                    if self._mutex.alone(self._renew, name, payload, entry):
                         return
+                except KeyError:  # dropped at this very moment
+                    pass
         if changes:
-            self._alone(self._carry_out, changes)
-            self._warn()
+            self._change(changes)
 
     def names(self, prefix: str) -> Iterator[str]:
-        # By pages, since the entries change places whenever they are used.
         self._expire()
-        for number in list(self._pages):
-            for name in list(self._pages.get(number, ())):
-                if name.startswith(prefix) and name in self:
-                    yield name
+        for name in list(self._entries):
+            if name.startswith(prefix) and name in self:
+                yield name
 
     def peek(self, name: str) -> Payload | None:
         self._expire()
@@ -175,140 +138,97 @@ class MemoryStore(Store):
 
     def clear(self) -> None:
         """Forget all sessions."""
-        self._alone(self._forget_all)
-
-    def _alone(self, work: Callable[..., Result], *args: Any) -> Result:
-        """Do ``work``, which changes caches, while no other thread does."""
-        try:
-            self._mutex.acquire()
-            result = work(*args)
-            self._mutex.release()
-        except BaseException:
-            self._recover()
-            raise
-        return result
-
-    def _recover(self) -> None:
-        """After an exception at any line between `acquire` and `release`, or just beside them."""
-        try:
-            with self._mutex:
-                self._rebuild()
-        finally:
-            with contextlib.suppress(RuntimeError):  # it wasn't held
-                self._mutex.release()
-
-    def _carry_out(self, changes: Sequence[Change]) -> None:
-        self._sweep()
-        before = []
-        try:
-            for name, payload, ttl in changes:
-                entry = self._entries.get(name)
-                before.append((name, entry))
-                if entry is not None and (payload is None or entry.ttl != ttl):
-                    del self._entries[name]
-                    self._displace(name, entry)
-                if payload is not None:
-                    if type(payload) is bytes:
-                        payload = b"%b" % payload
-                    entry = _Entry(payload, 0.0 if ttl is None else self._now[0], ttl)
-                    self._entries[name] = entry
-                    self._entries.move_to_end(name)
-                    self._last = name
-                    self._place(name, entry)
-        except BaseException:
-            for name, entry in reversed(before):
-                if entry is None:
-                    self._entries.pop(name, None)
-                else:
-                    self._entries[name] = entry
-            raise
-        while len(self._entries) > self.maxsize:
-            self._full = True
-            self._last = None
-            self._displace(*self._entries.popitem(last=False))
-
-    def _forget_all(self) -> None:
-        self._entries.clear()
-        self._rebuild()
+        self._change([(name, None, None) for name in list(self._entries)])
 
     def _expire(self) -> None:
         if self._due < _NEVER and self._clock() >= self._due:
-            self._alone(self._sweep)
+            self._change()
 
-    def _sweep(self) -> None:
-        now = self._now[0] = self._clock()
-        if now < self._due:
-            return
-        if self._due == _UNKNOWN:
-            self._rebuild()
-        due = _NEVER
-        for cache in list(self._timed.values()):
-            moment = _Moment(now)
-            for name, _ in cache.expire(moment):
-                del self._entries[name]
-                del self._page(name)[name]
-            if cache:
-                due = min(due, moment.first)
-            else:
-                del self._timed[cache.ttl]
-        self._due = due
-
-    def _place(self, name: str, entry: _Entry) -> None:
-        """Put an entry where it belongs but among the entries."""
-        if entry.ttl is None:
-            cache = self._forever
-        else:
-            if entry.ttl not in self._timed:
-                self._timed[entry.ttl] = self._cache(entry.ttl)
-            cache = self._timed[entry.ttl]
-            if entry.saved + entry.ttl < self._due:
-                self._due = entry.saved + entry.ttl
-        cache[name] = entry
-        self._page(name)[name] = None
-
-    def _displace(self, name: str, entry: _Entry) -> None:
-        """Undo `_place`."""
-        del self._page(name)[name]
-        if entry.ttl is None:
-            del self._forever[name]
-        else:
-            cache = self._timed[entry.ttl]
-            del cache[name]
-            if not cache:
-                del self._timed[entry.ttl]
-
-    def _rebuild(self) -> None:
-        """Make anew all that follows from the entries."""
-        self._due = _UNKNOWN  # until all is there
-        now, due = self._clock(), _NEVER
-        self._forever = self._cache(math.inf)
-        self._timed: dict[float, TTLCache[str, _Entry]] = {}  # by ttl; none of them empty
-        self._pages: dict[int, dict[str, None]] = {}
-        for name, entry in sorted(self._entries.items(), key=lambda item: item[1].saved):
-            expires = _NEVER if entry.ttl is None else entry.saved + entry.ttl
-            if expires <= now:
-                del self._entries[name]
-            else:
-                self._now[0] = entry.saved
-                self._place(name, entry)
-                due = min(due, expires)
-        self._now[0] = now
-        self._due = due
-
-    def _cache(self, ttl: float) -> "TTLCache[str, _Entry]":
-        return TTLCache(math.inf, ttl, partial(self._now.__getitem__, 0))
-
-    def _page(self, name: str) -> dict[str, None]:
-        return self._pages.setdefault(hash(name) % _PAGES, {})
-
-    def _warn(self) -> None:
-        if self._full and not self._warned:
+    def _change(self, changes: Sequence[Change] = ()) -> None:
+        """Drop what has expired, and carry out ``changes``, all or none of them."""
+        full = self._mutex.alone(self._carry_out, changes)
+        if full and not self._warned:
             self._warned = True
             logger.warning(
                 "MemoryStore is full (maxsize=%d): it drops the least recently used sessions "
                 "from now on. Give it a larger maxsize, or declare sessions with a ttl.",
                 self.maxsize,
             )
+
+    def _carry_out(self, changes: Sequence[Change]) -> bool:
+        """Whether others had to make room."""
+        entries = self._entries
+        due, self._due = self._due, _UNKNOWN
+        now = self._now = self._clock()
+        if now >= due:
+            due = self._sweep(due, now)
+        new, old = {}, []
+        for name, payload, ttl in changes:
+            new[name] = _Entry(payload, now, ttl)
+            old.append((name, entries.get(name)))
+        entries.update(new)
+        for name, before in old:
+            entry = new[name]
+            if before is not None and (entry.payload is None or before.ttl != entry.ttl):
+                self._displace(name, before)
+            if entry.payload is None:
+                del entries[name]
+                continue
+            entries.move_to_end(name)
+            self._place(name, entry)
+            if entry.ttl is not None and now + entry.ttl < due:
+                due = now + entry.ttl
+        full = len(entries) > self.maxsize
+        while len(entries) > self.maxsize:
+            self._displace(*entries.popitem(last=False))
+        self._due = due
+        return full
+
+    def _renew(self, name: str, payload: Payload, entry: _Entry) -> bool:
+        """Have the time of an entry begin anew, with other content, unless it is over."""
+        now = self._now = self._clock()
+        due = self._due
+        if now >= due:
+            return False
+        self._entries.move_to_end(name)
+        self._due = _UNKNOWN
+        self._caches[entry.ttl][name] = entry
+        entry.payload, entry.saved = payload, now
+        self._due = due
+        return True
+
+    def _sweep(self, due: float, now: float) -> float:
+        """Drop what has expired; when the next does."""
+        if due == _UNKNOWN:
+            self._caches.clear()
+            for name, entry in sorted(self._entries.items(), key=lambda item: item[1].saved):
+                over = entry.ttl is not None and entry.saved + entry.ttl <= now
+                if over or entry.payload is None:
+                    del self._entries[name]
+                else:
+                    self._now = entry.saved
+                    self._place(name, entry)
+            self._now = now
+        moment = _Moment(now)
+        for ttl, cache in list(self._caches.items()):
+            for name, _ in cache.expire(moment):
+                del self._entries[name]
+            if not cache:
+                del self._caches[ttl]
+        return moment.first
+
+    def _place(self, name: str, entry: _Entry) -> None:
+        cache = self._caches.get(entry.ttl)
+        if cache is None:
+            ttl = math.inf if entry.ttl is None else entry.ttl
+            cache = self._caches[entry.ttl] = TTLCache(math.inf, ttl, lambda: self._now)
+        cache[name] = entry
+
+    def _displace(self, name: str, entry: _Entry) -> None:
+        cache = self._caches[entry.ttl]
+        del cache[name]
+        if not cache:
+            del self._caches[entry.ttl]
 
 
 #: Where declarations without a store of their own keep their sessions.
