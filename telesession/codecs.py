@@ -4,15 +4,12 @@ A codec is any object with ``dumps(dict) -> str | bytes`` and ``loads`` for the 
 here, the modules `pickle` and `json`, an ``itsdangerous`` serializer, a class of your own.
 """
 
-import enum
-import functools
 import io
 import json
+import marshal
 import math
 import pickle
-import re
 import sys
-from collections.abc import Callable
 from typing import Any, Protocol
 
 
@@ -75,263 +72,161 @@ def encode(codec: Codec, data: dict[Any, Any], before: "str | bytes | None") -> 
     """
     try:
         if codec is pickle:
-            payload = pickle.dumps(data)
-            if payload == before:
-                return before
-            if not (0x93 in payload or 0x8F in payload or 0x91 in payload):
-                return payload  # neither classes nor sets: it can be loaded, and has one form only
-            return _with_classes(data, payload, before)
-        if codec is JSON:
-            return _in_json(codec, data, before)
-        return _by_other(codec, data, before)
-    except Unkeepable:
-        raise
+            payload: str | bytes = pickle.dumps(data)
+            if payload == before or not (0x93 in payload or 0x8F in payload or 0x91 in payload):
+                # neither classes nor sets: it can be loaded, and has one form only
+                return before if payload == before else payload
+        # Some codecs never make the same of the same, and others may have written it in a style
+        # of their own: so the content is compared.
+        form = payload if codec is pickle else _form(codec, data)
+        if before is not None and form is not None and form == _form(codec, codec.loads(before)):
+            return before
+        if codec is not pickle:
+            payload = codec.dumps(data)
+        _check(codec, data, payload)
+        return before if payload == before else payload
     except Exception as error:
-        raise _refusal(data, functools.partial(_failure, codec), error) from error
+        raise _refusal(codec, data, error) from error
 
 
-def _with_classes(data: dict[Any, Any], payload: bytes, before: Any) -> "str | bytes":
-    """Pickle, where an object may come back unequal and a set in another order."""
-    pickle.loads(payload)
-    if _may_hold_state(payload) and _holds_state(data):
-        raise _refusal(data, _holds_state, _StateFound())
-    if before is not None and pickle.dumps(pickle.loads(before)) == payload:
-        payload = before
-    return payload
-
-
-def _in_json(codec: Codec, data: dict[Any, Any], before: Any) -> "str | bytes":
-    payload = codec.dumps(data)
-    if not _is_plain(data) or ("\\ud" in str(payload) and codec.loads(payload) != data):
-        _check(data, codec.loads(payload))
-    if payload == before:
-        payload = before
-    elif before is not None and not _differ(payload, before):
-        stored = codec.loads(before)  # which others may have written, in another style
-        if stored == data and codec.dumps(stored) == payload:
-            payload = before
-    return payload
-
-
-def _by_other(codec: Codec, data: dict[Any, Any], before: Any) -> "str | bytes":
-    """Compared before it is encoded, since some codecs never make the same of the same."""
-    alike = False
-    if before is not None:
-        stored = codec.loads(before)
-        alike = not _changed(data, stored, {})
-    if alike and _same(data, stored):
-        payload = before
+def _check(codec: Codec, data: dict[Any, Any], payload: "str | bytes") -> None:
+    decoded = codec.loads(payload)
+    if codec is pickle:
+        kept = _equal(data, decoded) or not _holds_state(data)
     else:
-        payload = codec.dumps(data)
-        _check(data, codec.loads(payload))
-        if payload == before or (alike and codec.dumps(stored) == payload):
-            payload = before
-    return payload  # type: ignore[no-any-return]
+        form = _form(codec, data)
+        kept = (form is not None and form == _form(codec, decoded)) or _same(data, decoded)
+    if not kept:
+        raise ValueError("it would be changed")
 
 
-def _check(data: dict[Any, Any], decoded: Any) -> None:
-    changed = _changed(data, decoded)
-    if changed:
-        raise _unkeepable(*changed)
-
-
-def _same(data: Any, stored: Any) -> bool:
-    """Whether two that are alike are the same, order, types and signs of zeros included."""
-    for fast in (True, False):
-        try:
-            if _form(data, fast) == _form(stored, fast):
-                return True
-        except Exception:
-            pass
-    return False
-
-
-def _form(value: Any, fast: bool) -> bytes:
-    """What pickle makes of a value: with ``fast`` whichever parts are one object."""
-    buffer = io.BytesIO()
-    pickler = _Pickler(buffer, 4)
-    pickler.fast = fast
-    pickler.dump(value)
-    return buffer.getvalue()
-
-
-class _Pickler(pickle.Pickler):
-    """Refuses objects that nothing tells apart but a reduction that may leave something out."""
-
-    def reducer_override(self, value: Any) -> Any:
-        if _has_no_equality(value) and not isinstance(value, enum.Enum):
-            names = ("__reduce_ex__", "__reduce__", "__getstate__")
-            of = type(value)
-            if any(getattr(of, name, None) != getattr(object, name, None) for name in names):
-                raise TypeError
-            if self.fast and not isinstance(value, type):  # parts that it shares with others count
-                raise TypeError
-        return NotImplemented
-
-
-class _StatePickler(pickle.Pickler):
-    def reducer_override(self, value: Any) -> Any:
-        if _is_state(type(value)):
-            raise _StateFound
-        return NotImplemented
+def _form(codec: Codec, value: Any) -> bytes | None:
+    """The same for values that nobody can tell apart after this codec; `None` if unknown."""
+    try:
+        if codec is JSON:
+            return marshal.dumps(value, 2)  # by value, and of nothing but built-in types
+        if codec is pickle:
+            return pickle.dumps(value)
+        buffer = io.BytesIO()
+        _Form(buffer).dump(value)
+        return buffer.getvalue()
+    except Exception:
+        return None
 
 
 class _StateFound(Exception):
     pass
 
 
-def _holds_state(value: Any) -> Exception | None:
+class _Stateless(pickle.Pickler):
+    """Refuses states of pyTelegramBotAPI."""
+
+    def reducer_override(self, value: Any) -> Any:
+        if _is_state(type(value)):
+            raise _StateFound
+        return NotImplemented
+
+
+class _Form(_Stateless):
+    """Tells whether containers are one object or two, but not texts."""
+
+    def persistent_id(self, value: Any) -> Any:
+        return f"{value}." if type(value) is str else None
+
+    def reducer_override(self, value: Any) -> Any:
+        if any("__getstate__" in vars(of) for of in type(value).__mro__[:-1]):
+            raise TypeError  # it may leave out what the codec keeps
+        return super().reducer_override(value)
+
+
+def _holds_state(value: Any) -> bool:
     """Whether pickle would write a state of pyTelegramBotAPI that is somewhere in the value."""
     try:
-        _StatePickler(io.BytesIO()).dump(value)
-    except _StateFound as found:
-        return found
+        _Stateless(io.BytesIO()).dump(value)
+    except _StateFound:
+        return True
     except Exception:
         pass
-    return None
-
-
-def _may_hold_state(payload: bytes) -> bool:
-    """Whether the class of a state is named in what pickle made."""
-    state = getattr(sys.modules.get("telebot.states"), "State", None)
-    classes: list[type] = [state] if state else []
-    for each in classes:
-        classes += each.__subclasses__()
-    return any(each.__qualname__.encode() in payload for each in classes)
+    return False
 
 
 def _is_state(of: type) -> bool:
     """Whether it is pyTelegramBotAPI's `State`, or made of it, and comes back unequal."""
     state = getattr(sys.modules.get("telebot.states"), "State", ())
+    return issubclass(of, state) and not _has_equality(of)
+
+
+def _has_equality(of: type) -> bool:
     default: Any = object.__eq__
-    return issubclass(of, state) and of.__eq__ is default
+    return of.__eq__ is not default
 
 
-_DEEP = 50  # levels of a session that few have
-_EXACT = {str, int, bool, type(None)}  # equal and of one type is the same
-_SCALARS = {float, *_EXACT}
-
-
-def _is_plain(data: dict[Any, Any]) -> bool:
-    """Whether strict JSON gives ``data`` back exactly, whatever is in it.
-
-    Only two halves of a surrogate pair, each in a place of its own, would become one character.
-    """
-    level: list[Any] = [data]
-    for _ in range(_DEEP):
-        values: list[Any] = []
-        for one in level:
-            if type(one) is dict:
-                if not set(map(type, one)) <= {str}:
-                    return False
-                one = one.values()
-            values += one
-        types = set(map(type, values))
-        if types <= _SCALARS:
-            return True
-        if not types <= {dict, list, *_SCALARS}:
-            return False
-        level = [value for value in values if type(value) in (dict, list)]
-    return False
-
-
-#: JSON text that has one form only: no spaces, escapes or fractions...
-_ONE_FORM = re.compile(r"[!-\-/-[\]-~]*").fullmatch
-#: ... and none of these: an exponent, the number -0.
-_OTHER_FORM = re.compile(r"[eE-](?:(?<=[0-9][eE])|(?<=-)(?=0))").search
-
-
-def _differ(payload: "str | bytes", before: "str | bytes") -> bool:
-    """Whether our JSON can't be the same as ``before`` in another style; `False` if unknown.
-
-    As many keys, so that it is not for one that ``before`` has twice.
-    """
-    if type(payload) is not str or type(before) is not str:
+def _same(one: Any, other: Any) -> bool:
+    """Whether a value came back as it was; keys may have another order, as in sorted JSON."""
+    of = type(one)
+    if getattr(of, "_plain", of) is not type(other):  # see Notes._plain
         return False
-    if not _ONE_FORM(before) or _OTHER_FORM(before):
-        return False
-    return payload.count('":') == before.count('":')
+    if isinstance(one, dict):
+        keys = {key: key for key in other}
+        return len(one) == len(other) and all(
+            key in keys and type(key) is type(keys[key]) and _same(value, other[key])
+            for key, value in one.items()
+        )
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(_same, one, other))
+    if not _has_equality(of):
+        # Nothing to compare by; the codec knows the type and kept it.
+        return not _holds_state(one)
+    if isinstance(one, float) and float.hex(one) != float.hex(other):
+        return False  # the zeros are equal otherwise
+    return bool(one == other or (one != one and other != other))  # or both NaN
 
 
-def _failure(codec: Codec, part: dict[Any, Any]) -> Exception | None:
+def _equal(one: Any, other: Any) -> bool:
     try:
-        codec.loads(codec.dumps(part))
+        return bool(one == other)
+    except Exception:  # an array, for one, has no single answer
+        return False
+
+
+def _fault(codec: Codec, data: dict[Any, Any]) -> Exception | None:
+    try:
+        _check(codec, data, codec.dumps(data))
     except Exception as error:
         return error
     return None
-
-
-def _refusal(
-    value: Any, fails: Callable[[dict[Any, Any]], Exception | None], error: Exception
-) -> Unkeepable:
-    """Names the innermost key or value that fails, each in a dict of its own."""
-    steps: list[Any] = []
-    above: set[int] = set()
-    while len(steps) < _DEEPEST:
-        above.add(id(value))
-        if isinstance(value, dict):
-            for key in value:
-                if fails({key: None}):
-                    return _unkeepable([*steps, key], key, "a key")
-        for step, part in _parts(value):
-            found = fails({"": part}) if id(part) not in above else None
-            if found:
-                steps.append(step)
-                value, error = part, found
-                break
-        else:
-            cycle = not isinstance(error, _StateFound) and any(
-                id(part) in above for _, part in _parts(value)
-            )
-            if cycle or (isinstance(value, _CONTAINERS) and "recursion" in repr(error).lower()):
-                break
-            return _unkeepable(steps, value, "a value")
-    what = "a structure that contains itself or is nested too deeply"
-    return Unkeepable(_path(steps[:1]), what, _FLAT)
-
-
-def _changed(
-    before: Any, after: Any, twins: dict[int, int] | None = None
-) -> tuple[list[Any], Any, str] | None:
-    """The steps to the first value that did not come back as it was, if any, and that.
-
-    With ``twins`` also one that is the same object as another on one side only.
-    """
-    of = type(before)
-    if getattr(of, "_plain", of) is not type(after):  # see Session._plain
-        return [], before, "a value"
-    if twins is not None and (of.__hash__ is None or _has_no_equality(before)):
-        mine, other = id(before), id(after)
-        if twins.setdefault(mine, other) != other or twins.setdefault(-other, mine) != mine:
-            return [], before, "a value"
-    if isinstance(before, dict):
-        if not (before.keys() == after.keys() and {*map(type, [*before, *after])} <= {str}):
-            keys = {key: key for key in after}
-            for key in before:
-                if key not in keys or type(key) is not type(keys[key]):
-                    return [key], key, "a key"
-        pairs: Any = ((key, old, after[key]) for key, old in before.items())
-    elif isinstance(before, (list, tuple)):
-        pairs = zip(range(len(before)), before, after, strict=False)
-    elif _has_no_equality(before):
-        # Nothing to compare by; the codec knows the type and kept it.
-        return ([], before, "a value") if _holds_state(before) else None
-    else:
-        return None if _equal(before, after) else ([], before, "a value")
-    for step, old, new in pairs:
-        if type(old) is type(new) and type(old) in _EXACT and old == new:
-            continue
-        found = _changed(old, new, twins)
-        if found:
-            found[0].insert(0, step)
-            return found
-    return None if len(before) == len(after) else ([], before, "a value")
 
 
 _DEEPEST = 500  # levels to which a value that is refused is looked for
 _CONTAINERS = (dict, list, tuple, set, frozenset)
 _FLAT = "Please make it flatter: name what is elsewhere instead of holding it."
 _STATE = "Please store the text of the state, such as Form.name.name."
+
+
+def _refusal(codec: Codec, value: Any, error: Exception) -> Unkeepable:
+    """Names the innermost key or value that the codec does not keep, each in a dict of its own."""
+    steps: list[Any] = []
+    above: set[int] = set()
+    while len(steps) < _DEEPEST:
+        above.add(id(value))
+        for step, part in _parts(value):
+            if id(part) in above:
+                continue
+            found = _fault(codec, {"": part})
+            if found:
+                steps.append(step)
+                value, error = part, found
+                break
+            if isinstance(value, dict) and _fault(codec, {step: part}):
+                return _unkeepable([*steps, step], step, "a key")
+        else:
+            cycle = any(id(part) in above for _, part in _parts(value))
+            deep = isinstance(value, _CONTAINERS) and "recursion" in repr(error).lower()
+            if (cycle or deep) and not _holds_state(value):
+                break
+            return _unkeepable(steps, value, "a value")
+    what = "a structure that contains itself or is nested too deeply"
+    return Unkeepable(_path(steps[:1]), what, _FLAT)
 
 
 def _parts(value: Any) -> Any:
@@ -350,17 +245,3 @@ def _unkeepable(steps: list[Any], value: Any, role: str) -> Unkeepable:
     elif _holds_state(value):
         what, cure = f"{what} that holds a State of pyTelegramBotAPI", _STATE
     return Unkeepable(_path(steps), what, cure)
-
-
-def _equal(before: Any, after: Any) -> bool:
-    try:
-        if isinstance(before, float) and float.hex(before) != float.hex(after):
-            return False  # the zeros are equal otherwise
-        return bool(before == after or (before != before and after != after))  # or both NaN
-    except Exception:  # an array, for one, has no single answer
-        return False
-
-
-def _has_no_equality(value: Any) -> bool:
-    default: Any = object.__eq__
-    return type(value).__eq__ is default
