@@ -23,6 +23,7 @@ import itertools
 import logging
 import random
 import secrets
+import threading
 import time
 import weakref
 from abc import abstractmethod
@@ -31,9 +32,9 @@ from datetime import timedelta
 from typing import Any
 
 from telesession._checks import called, checked_seconds
+from telesession._forks import per_process
 from telesession._workers import stand_in
 from telesession.errors import SessionBusy, SessionDataError, SessionLost
-from telesession.patrol import Patrol
 from telesession.stores import Change, Payload, Store
 
 logger = logging.getLogger("telesession")
@@ -41,6 +42,7 @@ logger = logging.getLogger("telesession")
 _LONGEST_POLL = 0.1  # seconds between two looks at a session that others have leased
 _LONGEST_TIME = 10**14  # milliseconds; servers refuse dates that are much later
 _LONGEST_NAP = 2.0  # seconds between two looks of the renewer at leases, or whether it is needed
+_PATIENCE = 12  # after so many looks at nothing the renewer ends
 
 
 class Held(Exception):
@@ -193,23 +195,20 @@ class LeasingStore(Store):
         self, groups: Sequence[Sequence[str]], token: str, timeout: float
     ) -> tuple[dict[str, Payload | None], float]:
         """Lease them, when others have let go; what is stored, and when it was asked for."""
-        start = time.monotonic()
-        try:
-            return self._acquire(groups, token, 0.0), start
-        except Held as held:
-            name = held.name
-        # who can't wait needs nobody to stand in
-        with stand_in() if timeout > 0 else contextlib.nullcontext():
+        start = asked = time.monotonic()
+        with contextlib.ExitStack() as waiting:
             while True:
-                waited = time.monotonic() - start
-                if waited >= timeout:
-                    break
-                self.wait(name, timeout - waited, waited)
-                asked = time.monotonic()
                 try:
                     return self._acquire(groups, token, asked - start), asked
                 except Held as held:
                     name = held.name
+                waited = time.monotonic() - start
+                if waited >= timeout:
+                    break
+                if asked == start:
+                    waiting.enter_context(stand_in())
+                self.wait(name, timeout - waited, waited)
+                asked = time.monotonic()
         raise SessionBusy(
             f"{name!r} was in use by another process for as long as lock_timeout allows. "
             "Make its handler quicker, or give with_session a longer lock_timeout. If "
@@ -267,47 +266,70 @@ class LeasingStore(Store):
                         self.write([name], token, ())
 
 
-class _Renewer(Patrol):
-    """Renews the leases of handlers that take long.
+class _Renewer:
+    """A thread that renews the leases of handlers that take long.
 
     It looks at the leases six times in their duration and renews those that are a third of it
     old: of those that end sooner it never tells the server. A lease that nobody has any more,
-    since Ctrl-C came before its handler had it, runs out. The thread ends with its store.
+    since Ctrl-C came before its handler had it, runs out. The thread is started when it is needed,
+    and ends with its store, or when there was nothing to do for a while.
     """
 
     def __init__(self, store: LeasingStore) -> None:
         self._store: weakref.ref[LeasingStore] = weakref.ref(store)
         self._lease = store.lease
-        super().__init__("telesession-renewer", min(self._lease / 6, _LONGEST_NAP), 12)
+        per_process(self, _Renewer._reset)
 
-    def reset(self) -> None:
-        super().reset()
-        self._held: dict[str, weakref.ref[Lease]] = {}  # by their tokens
+    def _reset(self) -> None:
+        self._mutex = threading.Lock()  # for the thread
+        self._thread: threading.Thread | None = None
+        self._held: weakref.WeakValueDictionary[str, Lease] = weakref.WeakValueDictionary()
 
     def watch(self, lease: Lease) -> None:
-        self._held[lease.token] = weakref.ref(lease)
-        self.start()
+        self._held[lease.token] = lease
+        if self._thread is None:
+            self._start()
 
     def forget(self, lease: Lease) -> None:
         self._held.pop(lease.token, None)
 
-    def needed(self) -> bool:
-        return bool(self._held)
+    def _start(self) -> None:
+        with self._mutex:
+            if self._thread is not None:
+                return
+            thread = threading.Thread(target=self._run, name="telesession-renewer", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:  # too many threads, or the interpreter is ending
+                logger.warning(
+                    "%r can't renew leases: handlers go on, and what takes longer than %g seconds "
+                    "is not saved. Its thread did not start: %s.",
+                    self._store(),
+                    self._lease,
+                    error,
+                )
+            else:
+                self._thread = thread
 
-    def look(self) -> bool:
-        for token, held in list(self._held.items()):  # of one go: others come meanwhile
-            lease = held()
-            if lease is None:
-                self._held.pop(token, None)
-            elif token in self._held and time.monotonic() - lease.renewed >= self._lease / 3:
+    def _run(self) -> None:
+        idle = 0
+        while self._store() is not None and (idle < _PATIENCE or not self._ends()):
+            self._look()
+            time.sleep(min(self._lease / 6, _LONGEST_NAP))
+            idle = 0 if self._held else idle + 1
+
+    def _look(self) -> None:
+        for lease in list(self._held.values()):
+            if lease.token in self._held and time.monotonic() - lease.renewed >= self._lease / 3:
                 self._renew(lease)
-        return self._store() is not None
 
-    def without(self) -> str:
-        return (
-            f"{self._store()!r} can't renew leases: handlers go on, and what takes longer than "
-            f"{self._lease:g} seconds is not saved."
-        )
+    def _ends(self) -> bool:
+        """Whether to end: who comes after this finds no thread and starts another one."""
+        with self._mutex:
+            thread, self._thread = self._thread, None
+            if self._held:  # somebody came just before
+                self._thread = thread
+            return self._thread is None
 
     def _renew(self, lease: Lease) -> None:
         store = self._store()

@@ -73,9 +73,8 @@ class Store(ABC):
     def names(self, prefix: str) -> Iterator[str]:
         """Iterate over the names of the stored sessions that begin with exactly ``prefix``.
 
-        Expired ones are left out. They are asked for page by page, and between two pages nothing
-        is held: other threads go on, and the memory that is needed doesn't grow with the number
-        of sessions. Each session that is stored all the while comes once; those that come or go
+        Expired ones are left out. A store outside of the process is asked page by page, and
+        between two names nothing is held: other threads go on. Each session that is stored all the while comes once; those that come or go
         meanwhile may be missing or not.
 
         Raises `SessionStoreError`, at the call, where the store can't list what it keeps.

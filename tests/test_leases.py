@@ -712,7 +712,7 @@ def test_lease_that_nobody_has():
     store.commit(store.open([A], TIMEOUT)[0], changed(A))
     assert store.count("renew") == 0
     until(lambda: not renewer(store))
-    assert not store._renewer.needed()
+    assert not store._renewer._held
 
 
 @pytest.mark.usefixtures("quick_switches")
