@@ -74,8 +74,8 @@ class Store(ABC):
         """Iterate over the names of the stored sessions that begin with exactly ``prefix``.
 
         Expired ones are left out. A store outside of the process is asked page by page, and
-        between two names nothing is held: other threads go on. Each session that is stored all the while comes once; those that come or go
-        meanwhile may be missing or not.
+        between two names nothing is held: other threads go on. Each session that is stored all
+        the while comes once; those that come or go meanwhile may be missing or not.
 
         Raises `SessionStoreError`, at the call, where the store can't list what it keeps.
         """

@@ -59,10 +59,10 @@ JOINING = [
 @pytest.mark.parametrize("fails", [False, True], ids=["returns", "raises"])
 @pytest.mark.parametrize(("first", "nested", "then", "left"), JOINING)
 def test_a_nested_handler_joins_the_open_session(on, fails, first, nested, then, left):
-    """2.5 A decorated handler that calls another one with the same session joins the open session:
-    same dict, one save, at the end of the outermost, whoever replaces or clears it. Then it is closed
-    on both updates. 4.1 Where the outer handler catches what the nested one raises, it is as if that
-    had done nothing."""
+    """2.5 A decorated handler that calls another one with the same session joins the open one:
+    same dict, one save, at the end of the outermost, whoever replaces or clears it. Then it is
+    closed on both updates. 4.1 Where the outer handler catches what the nested one raises, it is
+    as if that had done nothing."""
     if fails:
         then = "pass" if first.endswith(("None", "del message.session")) else then
         left = joined(on, False, first, "pass", then)

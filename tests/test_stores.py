@@ -22,6 +22,7 @@ from telesession import (
     _locks,
     with_session,
 )
+from tests.helpers import until
 from tests.stores import (
     NAME,
     TIMEOUT,
