@@ -290,7 +290,9 @@ class Flood:
 
         def ask(message: Any) -> None:
             self._body(message, "session")
-            bot.register_next_step_handler(message, arriving("session", session(answer)))
+            # pyTelegramBotAPI hands a message to all that wait for it, so only one does
+            if not bot.next_step_backend.handlers.get(message.chat.id):
+                bot.register_next_step_handler(message, arriving("session", session(answer)))
 
         def answer(message: Any) -> None:
             self._body(message, "session")

@@ -158,6 +158,30 @@ class TestCycles:
         holding.end.set()
         assert calls.end()[2] == 1
 
+    def test_who_gave_way_waits_once_more(self, store, session, room):
+        """Contract 5.2: in its old place, where it has what it waited for before the other ends."""
+        calls, order = Calls(), []
+        notes = with_session(property="notes", store=store)
+        hasty = with_session(property="notes", store=store, lock_timeout=0.3)
+
+        def open_notes(message):
+            with hasty.open(message):
+                pytest.fail("it is in use")
+
+        one, two = Holding(session, open_notes), Holding(notes, self.opening(room))
+        for holding in (one, two):
+            holding.begin(calls)
+        for number in range(2):
+            calls.begin(session(room(lambda _, number=number: order.append(number))), message())
+        one.go_on.set()
+        waiting(3)
+        two.go_on.set()  # it gets the room, from the first of the stacks
+        until(lambda: isinstance(calls.outcomes[0], SessionBusy))
+        waiting(2)
+        two.end.set()
+        assert calls.end()[1:] == [None] * 3
+        assert order == [0, 1]
+
     def test_giving_way_again_and_again(self, store, session, room):
         """Contract 5.3, 5.4: stacks in both orders never fail beside a handler that opens more."""
         calls, handled = Calls(), []
@@ -407,6 +431,26 @@ class TestStopping:
         go_on.set()
         until(lambda: self.ended(bot))
         assert handled == ["0"]
+
+    def test_a_stand_in_that_comes_late(self, stopping, monkeypatch):
+        """One that starts when the bot is being stopped already takes no update."""
+        bot, handled, inside, go_on = stopping
+        pool, stand_in = bot._bot.worker_pool, _workers._stand_in
+
+        def late():
+            for worker in pool.workers:
+                worker.stop()
+            return stand_in()
+
+        monkeypatch.setattr(_workers, "_stand_in", late)
+        bot.feed([payload(text="0")])
+        assert inside.wait(TIMEOUT)
+        bot.feed([payload(text="1"), payload(43, "lost")])
+        waiting(1)
+        time.sleep(0.05)
+        go_on.set()
+        until(lambda: self.ended(bot))
+        assert handled == ["0", "1"]
 
     @pytest.mark.parametrize("first", [True, False], ids=["waits already", "comes later"])
     def test_by_the_handler_that_they_wait_for(self, stopping, first, session):
