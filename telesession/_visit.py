@@ -915,7 +915,7 @@ def _check_free(update: Any, property: str, session: Notes | None = None) -> Non
     shown = getattr(update, property, _MISSING)
     if shown is _MISSING or isinstance(shown, (ClosedSession, NoSession, Copied)):
         return
-    if shown is session or id(update) in getattr(session, "_guests", ()):
+    if session is not None and (shown is session or id(update) in getattr(session, "_guests", ())):
         return
     name = property if session is None else session._name
     if isinstance(shown, Notes):

@@ -19,6 +19,7 @@ from telebot.states import State, StatesGroup
 
 from telesession import JSON, SessionDataError, with_session
 from telesession.codecs import Unkeepable, encode
+from tests.helpers import shown
 
 
 class Level(enum.IntEnum):
@@ -575,7 +576,7 @@ def test_a_state_of_which_a_codec_makes_text_is_refused_with_the_cure():
     assert "Form.name.name" in encoded(ObligingJSON(), {"state": Form.name}).cure
 
 
-@pytest.mark.parametrize("value", [Form, State, [Form.name.name], EqualState()], ids=repr)
+@pytest.mark.parametrize("value", [Form, State, [Form.name.name], EqualState()], ids=shown)
 @pytest.mark.parametrize("codec", [pickle, PickleLike()])
 def test_what_comes_back_equal_is_no_such_state(codec, value):
     assert codec.loads(encode(codec, {"value": value}, None)) == {"value": value}
@@ -703,7 +704,7 @@ SMALL_CHANGES = [
 ]
 
 
-@pytest.mark.parametrize(("stored", "data"), SMALL_CHANGES, ids=repr)
+@pytest.mark.parametrize(("stored", "data"), SMALL_CHANGES, ids=shown)
 @pytest.mark.parametrize("codec", SALTED_PICKLE)
 def test_the_smallest_change_is_written_by_such_a_codec(codec, stored, data):
     before = codec.dumps({"value": [stored]})
