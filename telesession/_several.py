@@ -125,12 +125,10 @@ def let_go(store: Store, lease: Any, changes: Sequence[Change], names: Sequence[
         logger.warning("%s", failure("release", store, names, error))
 
 
-def failure(
-    what: str, store: Store, names: Sequence[str], error: BaseException
-) -> SessionStoreError:
+def failure(what: str, store: Store, names: Sequence[str], error: Exception) -> SessionStoreError:
     return SessionStoreError(
         f"{store!r} failed to {what} {', '.join(map(repr, names))} with {_what(error)}. "
-        f"{_OUTCOMES[what]} "
+        f"{store.cure(error)}{_OUTCOMES[what]} "
         "The error itself is this one's __cause__; telebot.logger.setLevel('DEBUG') shows it.",
         names[0] if names else "",
     )

@@ -17,7 +17,6 @@ except ImportError as error:
     raise ImportError('SQLStore needs SQLAlchemy: pip install "telesession[sql]"') from error
 
 from telesession._forks import per_process
-from telesession.errors import SessionStoreError
 from telesession.keyvalue import compose, parse
 from telesession.leases import Held, LeasingStore, foreign, identity
 from telesession.stores import Change, Payload
@@ -158,6 +157,15 @@ class SQLStore(LeasingStore):
             self._purge()
         return done
 
+    def cure(self, error: Exception) -> str:
+        if "unable to open database file" not in str(getattr(error, "orig", "")):
+            return ""
+        return (
+            f"SQLite can't open {self.engine.url.database!r}: make its directory, let this process "
+            "write there, and mind that sqlite:///sessions.db is in the directory in which the bot "
+            "was started, sqlite:////var/sessions.db is in /var. "
+        )
+
     def names(self, prefix: str) -> Iterator[str]:
         """The names of the stored sessions that begin with ``prefix``, each once."""
         values = {"prefix": prefix, "length": self._sql.length(prefix), "last": ""}
@@ -249,13 +257,6 @@ class SQLStore(LeasingStore):
                     raise lost from None  # it may have been done before the connection was lost
                 raise
             except DBAPIError as error:
-                if "unable to open database file" in str(error.orig):
-                    path = self.engine.url.database
-                    raise SessionStoreError(
-                        f"{self!r} failed: SQLite can't open {path!r}. Make its directory, let "
-                        "this process write there, and mind that sqlite:///sessions.db is in the "
-                        "directory in which the bot was started, sqlite:////var/sessions.db is not."
-                    ) from error
                 # one from the pool, of before the server was restarted: the others are closed now
                 over = error.statement == "COMMIT"
                 if lost is not None or over or not error.connection_invalidated:
@@ -291,7 +292,7 @@ class SQLStore(LeasingStore):
         try:
             if self._run(run) == _PURGE_LIMIT:
                 self._purged = 0.0  # there may be more
-        except (SQLAlchemyError, SessionStoreError) as error:  # it can be done later
+        except SQLAlchemyError as error:  # the update has been saved: this can be done later
             logger.debug("%r could not remove what expired: %s", self, type(error).__name__)
 
 

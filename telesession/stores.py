@@ -85,6 +85,10 @@ class Store(ABC):
             "SQLStore, MongoStore, a dict or a diskcache.Cache."
         )
 
+    def cure(self, error: Exception) -> str:
+        """What to do about an error of the client: a sentence and a space, or nothing."""
+        return ""
+
     def peek(self, name: str) -> Payload | None:
         """Read one session as it is stored, or `None`, and change nothing by that.
 
