@@ -492,15 +492,16 @@ class Wide(Visit):
     def _move_to_root(self) -> None:
         """Have the outermost visit hold those of our sessions that it has leased, to its end."""
         root = self.root
-        if root is None or not root.thread:
+        if root is None or not root.thread or not self:
             return
         kept = []
+        last = root[-len(self) :]  # where an interrupt may have left them; the whole may be long
         for session in self:
             locks, name = session._options.locks, session._name
             if any(
                 share.store is session._options.store and share.has(name) for share in root.shares
             ):
-                if root.find(locks, name) is not session:
+                if not any(one is session for one in last):
                     root.append(session)
                 locks.hand_over(name, root)
             else:

@@ -72,23 +72,23 @@ def other(store):
 def test_what_a_part_could_not_read_is_left_as_it_is(session, store, other):
     """4.5 Data that can't be read is never wiped, however often a handler tries, and also where
     a removal of it is taken back."""
-    store["other:1"] = "nonsense"
+    store["other:1:1"] = "nonsense"
 
     @session
     def handler(message):
         count(message)
         for _ in range(3):
-            with pytest.raises(SessionDataError), other.open(key=1):
+            with pytest.raises(SessionDataError), other.open(key="1:1"):
                 pass
-        with suppress(Failure), other.open(key=2):
-            other.remove(key=1)
+        with suppress(Failure), other.open(key="2:2"):
+            other.remove(key="1:1")
             raise Failure
-        with pytest.raises(SessionDataError), other.open(key=1):
+        with pytest.raises(SessionDataError), other.open(key="1:1"):
             pass
 
     handler(message())
 
-    assert store == {"session:42:42": '{"n":1}', "other:1": "nonsense"}
+    assert store == {"session:42:42": '{"n":1}', "other:1:1": "nonsense"}
 
 
 # Apart (5.6)
@@ -101,16 +101,16 @@ def test_a_block_apart_saves_what_was_opened_in_it(session, store, other):
     @session
     def handler(message):
         count(message)
-        with session.open(message, apart=True) as mine, other.open(key=1) as theirs:
+        with session.open(message, apart=True) as mine, other.open(key="1:1") as theirs:
             mine["n"] += 1
             theirs["n"] = 1
-        assert content(store) == {"other:1": {"n": 1}}
+        assert content(store) == {"other:1:1": {"n": 1}}
         raise Failure
 
     with pytest.raises(Failure):
         handler(message())
 
-    assert content(store) == {"other:1": {"n": 1}}
+    assert content(store) == {"other:1:1": {"n": 1}}
 
 
 # Replaced sessions (2.4, 2.5)
@@ -263,14 +263,14 @@ def test_what_a_block_apart_changed_of_a_part_is_taken_back_with_the_block_aroun
     def outer(update):
         other(lambda update: None)(update)
         with suppress(Failure), session.open(update, apart=True):
-            with mine.open(key=1, apart=True) as data:
+            with mine.open(key="1:1", apart=True) as data:
                 data["n"] = 1
                 other(lambda update: update.other.update(n=1))(update)
             raise Failure
 
     outer(message())
 
-    assert content(store) == {"mine:1": {"n": 1}}
+    assert content(store) == {"mine:1:1": {"n": 1}}
 
 
 # Stores that fail, and several of them
@@ -532,11 +532,11 @@ def test_a_part_in_a_part(session, store, other, catches):
     @session
     def outer(update):
         count(update)
-        with suppress(Failure), other.open(key=1) as data:
+        with suppress(Failure), other.open(key="1:1") as data:
             data["n"] = 1
             count(update)
             try:
-                with other.open(key=1) as same, other.open(key=2) as more:
+                with other.open(key="1:1") as same, other.open(key="2:2") as more:
                     same["n"] = more["n"] = 2
                     count(update)
                     raise Failure
@@ -548,7 +548,7 @@ def test_a_part_in_a_part(session, store, other, catches):
 
     outer(message())
 
-    kept = {"other:1": {"n": 1}} if catches == "inner" else {}
+    kept = {"other:1:1": {"n": 1}} if catches == "inner" else {}
     number = 3 if catches == "inner" else 2
     assert content(store) == {"session:42:42": {"n": number}, **kept}
 
@@ -558,7 +558,7 @@ def test_what_a_part_did_to_the_sessions_around_it_is_taken_back(session, store,
 
     @session
     def outer(update):
-        with suppress(Failure), other.open(key=1):
+        with suppress(Failure), other.open(key="1:1"):
             count(update)
             raise Failure
         update.session["m"] = 1
@@ -794,7 +794,7 @@ def failing(session, update):
 
 def adding(session, update):
     def join(number):
-        with session.open(key=number) as data:
+        with session.open(key=f"{number}:1") as data:
             data["n"] = number
 
     return join
@@ -827,7 +827,7 @@ def test_a_loop_of_blocks_apart_keeps_nothing(session):
 
     def loop(number):
         for key in range(number):
-            with many.open(key=key % 10, apart=True) as data:
+            with many.open(key=f"{key % 10}:1", apart=True) as data:
                 data["l"] = [0] * 1000
             assert _locks.held() == 1
 
@@ -853,10 +853,10 @@ def test_a_block_apart_joins_what_the_handler_has(session, store):
 
     @session
     def handler(update):
-        with session.open(update, apart=True) as data, session.open(key=1, apart=True) as more:
+        with session.open(update, apart=True) as data, session.open(key="1:1", apart=True) as more:
             data["n"] = more["n"] = 1
         assert update.session == {"n": 1}
-        assert content(store) == {"session:1": {"n": 1}}
+        assert content(store) == {"session:1:1": {"n": 1}}
         with suppress(Failure), session.open(update, apart=True) as data:
             data["n"] = 2
             raise Failure
@@ -864,25 +864,26 @@ def test_a_block_apart_joins_what_the_handler_has(session, store):
 
     handler(message())
 
-    assert content(store) == {"session:1": {"n": 1}, "session:42:42": {"n": 1}}
+    assert content(store) == {"session:1:1": {"n": 1}, "session:42:42": {"n": 1}}
 
 
 def test_several_keys_of_one_session(session, store):
     """5.6 In the order that was asked for; equal ones are refused, also as text and number."""
     keep(store, n=1)
 
-    with session.open(keys=["b", "42:42", "a"]) as (b, mine, a):
+    with session.open(keys=["2:2", "42:42", "1:1"]) as (b, mine, a):
         assert mine == {"n": 1}
         a["n"], b["n"] = "a", "b"
-    for equal in (["a", "a"], [1, "1"]):
-        with pytest.raises(ValueError, match="once"), session.open(keys=equal):
+    by_user = with_session(property="by_user", key=keys.user, store=store)
+    for declaration, equal in ((session, ["1:1", "1:1"]), (by_user, [1, "1"])):
+        with pytest.raises(ValueError, match="once"), declaration.open(keys=equal):
             pass
-    with suppress(Failure), session.open(keys=["a", "b"]) as both:
+    with suppress(Failure), session.open(keys=["1:1", "2:2"]) as both:
         both[0]["n"] = both[1]["n"] = 0
         raise Failure
 
     assert content(store) == {
         "session:42:42": {"n": 1},
-        "session:a": {"n": "a"},
-        "session:b": {"n": "b"},
+        "session:1:1": {"n": "a"},
+        "session:2:2": {"n": "b"},
     }
