@@ -363,13 +363,20 @@ class Visit(list[Notes]):
             _dismiss(session)
 
     def _leave_leased(self, carrier: "Visit") -> None:
-        """Leave to another visit what is in its lease, since a further store could not be read."""
-        leased = [session for session in self if hasattr(session, "_stored")]
-        self[:] = [session for session in self if not hasattr(session, "_stored")]
-        for session in leased:
-            session._user = None
-            carrier.append(session)
-            session._options.locks.hand_over(session._name, carrier)
+        """Leave to another visit what is in its lease; it is done again if it was interrupted."""
+        kept = []
+        for session in self:
+            name, store, locks = session._name, session._options.store, session._options.locks
+            leased = [share for share in carrier.shares if share.store is store and share.has(name)]
+            if leased:
+                session._stored = leased[0].found[name]
+                if locks.holder(name) is not carrier:
+                    if not carrier or carrier[-1] is not session:
+                        carrier.append(session)
+                    locks.hand_over(name, carrier)
+            else:
+                kept.append(session)
+        self[:] = kept
 
     def _move_to(self, other: "Visit") -> None:
         """Have another visit of the same thread hold the sessions, and what they are leased by."""
@@ -486,27 +493,28 @@ class Wide(Visit):
         self.joined = ()
 
     def _abandon(self) -> None:
-        self._move_to_root()  # an interrupt, or a failure, may have come before that
+        root = self.root
+        alive = root is not None and root.thread
+        if root is not None and alive:  # what it has leased for us stays with it
+            for session in self:
+                _set(session, "_user", None)
+            self._leave_leased(root)
+        if self._outlives():  # and they have taken back all but what we added
+            before = self.before if alive else None
+            self.before = {key: one for key, one in (before or {}).items() if one.added}
+            self.joined = ()
         super()._abandon()
 
-    def _move_to_root(self) -> None:
-        """Have the outermost visit hold those of our sessions that it has leased, to its end."""
-        root = self.root
-        if root is None or not root.thread or not self:
-            return
-        kept = []
-        last = root[-len(self) :]  # where an interrupt may have left them; the whole may be long
-        for session in self:
-            locks, name = session._options.locks, session._name
-            if any(
-                share.store is session._options.store and share.has(name) for share in root.shares
-            ):
-                if not any(one is session for one in last):
-                    root.append(session)
-                locks.hand_over(name, root)
-            else:
-                kept.append(session)
-        self[:] = kept
+    def _outlives(self) -> bool:
+        """Whether those whose sessions we joined have ended before us, after an interrupt."""
+        if self.parent is not None:
+            return not self.parent.thread
+        sessions = [join.session for join in self.joined]
+        holders = [one._options.locks.holder(one._name) for one in sessions]
+        return any(
+            holder is None or holder.find(one._options.locks, one._name) is not one
+            for one, holder in zip(sessions, holders)
+        )
 
     def enter_block(self, options: Options, names: Sequence[str]) -> list[dict[str, Any]]:
         """What an `open` block gets: the sessions of those names, in this order."""
@@ -568,11 +576,13 @@ class Wide(Visit):
             if added:
                 carrier._read(added, timeout)
         except BaseException:
-            if carrier is not self:
+            if carrier is not self and self.root is None:
+                for session in self:
+                    session._user = None
                 self._leave_leased(carrier)
             raise
         if self.root is not None:
-            self._move_to_root()
+            self._leave_leased(self.root)
         for holder in {id(holder): holder for holder, _, _ in taken}.values():
             holder._move_to(self)
         self.before = self._note_before(joins)
@@ -790,10 +800,6 @@ class _Before:
 
     def restore(self) -> None:
         session = self.session
-        locks, name = session._options.locks, session._name
-        holder = locks.holder(name)
-        if holder is None or holder.find(locks, name) is not session:
-            return  # the visit around us has ended before us, after an interrupt
         if self.added:
             _set(session, "_user", None)
             if type(session) is not Notes:
