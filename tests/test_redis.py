@@ -19,7 +19,7 @@ from telesession import SessionBusy, SessionDataError, SessionLost, SessionStore
 from telesession.leases import Held
 from telesession.redis import RedisStore
 from tests import servers
-from tests.helpers import count, says, until
+from tests.helpers import count, run_together, says, until
 from tests.stores import NAME, TIMEOUT, found, message, put, visit
 
 KEY = "telesession:{%s:42:42}"
@@ -245,7 +245,7 @@ class TestLeases:
 
         def body(message):
             valkey.delete(LEASE)
-            put({"n": 7}, store=rival)
+            run_together(lambda: put({"n": 7}, store=rival))
             valkey.set(LEASE, "another's!")
 
         with says(SessionLost, "other:42:42", NAME, "was not saved"):
@@ -260,7 +260,7 @@ class TestLeases:
 
         def body(message):
             valkey.delete(LEASE)
-            put({"n": 1}, store=rival)
+            run_together(lambda: put({"n": 1}, store=rival))
 
         with says(SessionLost, NAME):
             stack(store, "session")(message(), body)

@@ -18,14 +18,18 @@ for i = 2, #KEYS, 3 do
   end
 end
 
--- First of all, since a server that is out of memory refuses a script's first write only.
+-- What takes memory first of all, since a server that is out of it refuses a script's first write
+-- only.
 for i = 1, #KEYS, 3 do
   local action, data, milliseconds = ARGV[i + 2], ARGV[i + 3], ARGV[i + 4]
   if action == 'set' and milliseconds ~= '' then
     redis.call('SET', KEYS[i], data, 'PX', milliseconds)
   elseif action == 'set' then
     redis.call('SET', KEYS[i], data)
-  elseif action == 'del' then
+  end
+end
+for i = 1, #KEYS, 3 do
+  if ARGV[i + 2] == 'del' then
     redis.call('DEL', KEYS[i])
   end
 end
