@@ -1,7 +1,6 @@
 """The options of a declaration, checked; the name of a session; and the messages about both."""
 
 import difflib
-import functools
 import inspect
 import logging
 import pickle
@@ -56,7 +55,7 @@ class Options:
         self.upgrade = None if upgrade is None else checked_callable("upgrade", upgrade)
         self.codec: codecs.Codec = self.store.codec if codec is None else checked_codec(codec)
         self.loads = self.codec.loads
-        self.encode = functools.partial(codecs.encode, self.codec)
+        self.encode = codecs.encoder(self.codec)
         self.lock_timeout: float = checked_seconds("lock_timeout", lock_timeout)
         self.busy: Busy = checked_busy(busy)
         self.prefix = f"{property}:"

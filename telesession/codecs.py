@@ -4,12 +4,14 @@ A codec is any object with ``dumps(dict) -> str | bytes`` and ``loads`` for the 
 here, the modules `pickle` and `json`, an ``itsdangerous`` serializer, a class of your own.
 """
 
+import functools
 import io
 import json
 import marshal
 import math
 import pickle
 import sys
+from collections.abc import Callable
 from typing import Any, Protocol
 
 
@@ -73,9 +75,8 @@ def encode(codec: Codec, data: dict[Any, Any], before: "str | bytes | None") -> 
     try:
         if codec is pickle:
             payload: str | bytes = pickle.dumps(data)
-            if payload == before or not (0x93 in payload or 0x8F in payload or 0x91 in payload):
-                # neither classes nor sets: it can be loaded, and has one form only
-                return before if payload == before else payload
+            if payload == before:
+                return before
         # Some codecs never make the same of the same, and others may have written it in a style
         # of their own: so the content is compared.
         form = payload if codec is pickle else _form(codec, data)
@@ -87,6 +88,23 @@ def encode(codec: Codec, data: dict[Any, Any], before: "str | bytes | None") -> 
         return before if payload == before else payload
     except Exception as error:
         raise _refusal(codec, data, error) from error
+
+
+def encoder(codec: Codec) -> Callable[[dict[Any, Any], "str | bytes | None"], "str | bytes"]:
+    """`encode` for one codec, quick for what `pickle` keeps in one form only."""
+    return _pickled if codec is pickle else functools.partial(encode, codec)
+
+
+def _pickled(data: dict[Any, Any], before: "str | bytes | None") -> "str | bytes":
+    try:
+        payload = pickle.dumps(data)
+    except Exception:
+        return encode(pickle, data, before)  # which says what it is
+    if payload == before:
+        return before
+    if 0x93 in payload or 0x8F in payload or 0x91 in payload:  # there are classes or sets
+        return encode(pickle, data, before)
+    return payload
 
 
 def _check(codec: Codec, data: dict[Any, Any], payload: "str | bytes") -> None:

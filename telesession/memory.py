@@ -111,8 +111,29 @@ class MemoryStore(Store):
                         return
                 except KeyError:  # dropped at this very moment
                     pass
+        elif self._exchange(changes):
+            return
         if changes:
             self._change(changes)
+
+    def _exchange(self, changes: Sequence[Change]) -> bool:
+        """Replace what is kept for good, all of it or none; whether there is nothing else."""
+        entries = self._entries
+        plan: list[tuple[_Entry, Payload | None, Payload]] = []
+        for name, payload, ttl in changes:
+            entry = entries.get(name)
+            if ttl is not None or payload is None or entry is None or entry.ttl is not None:
+                return False
+            payload = b"%b" % payload if type(payload) is bytes else payload
+            plan.append((entry, entry.payload, payload))
+        try:
+            for entry, _, payload in plan:
+                entry.payload = payload
+        except BaseException:
+            for entry, before, _ in plan:
+                entry.payload = before
+            raise
+        return all(name in entries for name, _, _ in changes)  # or one was dropped just now
 
     def names(self, prefix: str) -> Iterator[str]:
         self._expire()
