@@ -1,24 +1,29 @@
 """`Locks`: one at a time, first come, first served, and nothing kept of it.
 
 Handlers wait for each other in `test_stores`; here the table is alone, with threads that queue in
-an order that the test makes: it looks into the table to see who waits.
+an order that the test makes: it looks into the table to see who waits. `test_schedules` has them
+take turns at every line.
 """
 
+import itertools
 import random
 import signal
 import threading
 import time
+from collections import Counter
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
-from telesession.locks import Locks
 
-from telesession import SessionBusy
-from telesession import locks as locks_module
+from telesession import SessionBusy, _locks
+from telesession._locks import Locks, locks_of
+from tests.helpers import until
+from tests.interrupts import free, interruptions
 
 TIMEOUT = 30  # seconds, a guard against tests that hang: none comes near it
 
-A, B, C = "session:1@7", "session:2@7", "session:3@7"
+A, B, C = "session:1", "session:2", "session:3"
 
 
 @pytest.fixture
@@ -30,40 +35,59 @@ def table():
 
 
 def assert_empty(table):
-    """5.5 Neither locks, nor queues, nor who waits."""
-    left = {name: value for name, value in vars(table).items() if isinstance(value, dict) and value}
-    assert left == {}
+    """5.5 Neither locks, nor lines, nor who waits."""
+    assert (table.holders, table.lines, _locks._everyone.waiting) == ({}, {}, {})
 
 
-def wait_until_queued(table, thread):
-    """Wait until a thread is in a queue of the table, or has given up already."""
+def wait_until_queued(thread):
+    """Wait until a thread is in a line, or has given up already."""
     deadline = time.monotonic() + TIMEOUT
-    while thread.ident not in table._waiters and thread.is_alive():
+    while thread.ident not in _locks._everyone.waiting and thread.is_alive():
         assert time.monotonic() < deadline, "it does not wait"
         time.sleep(0)
 
 
 class Holder:
-    """Takes locks for the thread that makes it."""
+    """Takes locks for the thread that makes it, as a visit does: in the order that it is given."""
 
-    def __init__(self, timeout=TIMEOUT):
-        self.thread = threading.get_ident()
+    since = 0.0
+
+    def __init__(self, table, timeout=TIMEOUT, begun=True):
+        self.table = table
         self.timeout = timeout
-        self.waits_since = 0.0
-        self.had_to_wait = False
+        self.begun = begun  #: whether it has loaded something, so that it can't give way
+        self.thread = threading.get_ident()
+        self.names = []
+        self.waited = False
 
-    def lock_timeout(self, key):
-        self.had_to_wait = True
-        return self.timeout
+    def gives_way(self):
+        return not self.begun
+
+    def lock(self, *names):
+        """Lock them all: while it waits for one, others that it has may be taken from it."""
+        waited = True
+        while waited:
+            waited = False
+            for name in names:
+                if name not in self.names:
+                    self.names.append(name)
+                if self.table.holder(name) is not self and self.table.take(name, self) is not self:
+                    self.waited = waited = True
+                    self.table.wait(name, self, self.timeout)
+        return self
+
+    def leave(self):
+        while self.names:
+            self.table.release(self.names[-1], self)
+            self.names.pop()
 
 
 class Visitor:
     """A thread that takes locks, and gives them back when it is told to."""
 
-    def __init__(self, table, *keys, timeout=TIMEOUT, log=None):
-        self.table, self.keys, self.timeout = table, keys, timeout
+    def __init__(self, table, *names, timeout=TIMEOUT, begun=True, log=None):
+        self.table, self.names, self.timeout, self.begun = table, names, timeout, begun
         self.log = [] if log is None else log
-        self.taken = None
         self.error = None
         self.has = threading.Event()  # all, or an error
         self._leave = threading.Event()
@@ -71,17 +95,17 @@ class Visitor:
         self.thread.start()
 
     def _run(self):
-        self.holder = Holder(self.timeout)
+        self.holder = Holder(self.table, self.timeout, self.begun)
         try:
-            self.taken = self.table.acquire(self.keys, self.holder)
+            self.holder.lock(*self.names)
+            self.log.append(self)
+            self.has.set()
+            self._leave.wait(TIMEOUT)
         except BaseException as error:
             self.error = error
+        finally:
+            self.holder.leave()
             self.has.set()
-            return
-        self.log.append(self)
-        self.has.set()
-        self._leave.wait(TIMEOUT)
-        self.table.release(self.taken)
 
     def leave(self):
         """Give back what it has, at once or as soon as it has it."""
@@ -98,11 +122,11 @@ def visitor(table):
     """Makes visitors, who all have left in the end."""
     visitors = []
 
-    def visitor(*keys, waiting=False, **options):
-        one = Visitor(table, *keys, **options)
+    def visitor(*names, waiting=False, **options):
+        one = Visitor(table, *names, **options)
         visitors.append(one)
         if waiting:
-            wait_until_queued(table, one.thread)
+            wait_until_queued(one.thread)
         else:
             assert one.has.wait(TIMEOUT)
         return one
@@ -115,40 +139,44 @@ def visitor(table):
 
 
 @contextmanager
-def held(table, *keys):
+def held(table, *names, **options):
     """By the thread of the test."""
-    taken = table.acquire(keys, Holder())
+    holder = Holder(table, **options)
     try:
-        yield taken
+        yield holder.lock(*names)
     finally:
-        table.release(taken)
+        holder.leave()
 
 
 class TestTaking:
     def test_what_is_free(self, table):
-        holder = Holder()
-        taken = table.acquire([A, B], holder)
+        holder = Holder(table).lock(A, B)
 
-        assert sorted(taken) == [A, B]
         assert len(table) == 2
         assert table.holder(A) is table.holder(B) is holder
-        assert not holder.had_to_wait
-        table.release(taken)
+        assert not holder.waited
+        holder.leave()
+        assert table.holder(A) is None
 
-    def test_nothing(self, table):
-        assert list(table.acquire([], Holder())) == []
-        table.release([])
+    def test_what_another_one_has(self, table):
+        """It is told who has it, also where that is one of the same thread."""
+        outer, inner = Holder(table).lock(A), Holder(table)
 
-    def test_what_the_thread_has_already(self, table):
-        """It belongs to the first, and is released by it alone."""
-        outer, inner = Holder(), Holder()
-        taken = table.acquire([A], outer)
-
-        assert list(table.acquire([A, B], inner)) == [B]
+        assert table.take(A, inner) is outer
         assert table.holder(A) is outer
-        table.release([B])
-        assert len(table) == 1
-        table.release(taken)
+        outer.leave()
+
+    def test_only_who_has_it_releases_it(self, table):
+        """So to release once more does no harm."""
+        outer, inner = Holder(table).lock(A), Holder(table)
+        table.release(A, inner)
+        assert table.holder(A) is outer
+
+        table.release(A, outer)
+        assert table.take(A, inner) is inner
+        table.release(A, outer)
+        assert table.holder(A) is inner
+        table.release(A, inner)
 
     def test_what_was_released(self, table):
         for _ in range(3):
@@ -156,20 +184,52 @@ class TestTaking:
                 assert len(table) == 2
             assert len(table) == 0
 
-    def test_different_keys_do_not_wait_for_each_other(self, table, visitor):
-        everyone = [visitor(f"session:{n}@7") for n in range(8)]
+    def test_different_names_do_not_wait_for_each_other(self, table, visitor):
+        everyone = [visitor(f"session:{n}") for n in range(8)]
 
         assert len(table) == 8
-        assert not any(one.holder.had_to_wait for one in everyone)
+        assert not any(one.holder.waited for one in everyone)
 
-    def test_one_key_is_held_by_one(self, table, visitor):
+    def test_different_tables_do_not_wait_for_each_other(self, table, visitor):
+        visitor(A)
+        other = Locks()
+
+        with held(other, A) as holder:
+            assert not holder.waited
+
+    def test_one_name_is_held_by_one(self, table, visitor):
         first = visitor(A)
         second = visitor(A, waiting=True)
         assert not second.has.is_set()
 
         first.leave()
         assert second.has.wait(TIMEOUT)
-        assert table.holder(A).thread == second.thread.ident
+        assert table.holder(A) is second.holder
+
+    def test_handed_over(self, table, visitor):
+        """Who waits goes on waiting, for the other one now."""
+        first, second = Holder(table).lock(A), Holder(table)
+        waiting = visitor(A, waiting=True)
+
+        table.hand_over(A, second)
+        first.leave()
+        assert table.holder(A) is second
+        assert not waiting.has.is_set()
+        table.release(A, second)
+        assert waiting.has.wait(TIMEOUT)
+        assert table.holder(A) is waiting.holder
+
+    def test_a_place_has_one_table(self):
+        """It is there for as long as somebody uses it, and counts among what is held."""
+        place, other = {}, {}
+        table = locks_of(place)
+
+        assert locks_of(place) is table
+        assert locks_of(other) is not table
+        before = _locks.held()
+        with held(table, A):
+            assert _locks.held() == before + 1
+        assert _locks.held() == before
 
 
 class TestOrder:
@@ -214,10 +274,9 @@ class TestOrder:
         """Not even between the moments when a lock is free and when the next one has it."""
         first = visitor(A)
         waiting = visitor(A, waiting=True)
-        with table._mutex:  # without which nobody gets what is waited for
+        with _locks._everyone.mutex:  # without which nobody gets what is waited for
             first.leave()
-            while len(table):
-                time.sleep(0)
+            until(lambda: table.holder(A) is None)
             newcomer = Visitor(table, A)
             slipped_in = newcomer.has.wait(0.05)
         assert not slipped_in
@@ -226,37 +285,17 @@ class TestOrder:
         waiting.leave()
         newcomer.join()
 
-    def test_of_several_keys(self, table, visitor):
-        """Who waits for one key has those before it in the order, and not those behind it."""
+    def test_of_several_names(self, table, visitor):
+        """Who waits for one name has those before it in the order, and not those behind it."""
         middle = visitor(B)
-        every = visitor(C, B, A, waiting=True)
+        every = visitor(A, B, C, waiting=True)
 
-        assert table.holder(A).thread == every.thread.ident
-        assert table.holder(B).thread == middle.thread.ident
-        assert len(table) == 2
+        assert table.holder(A) is every.holder
+        assert table.holder(B) is middle.holder
+        assert table.holder(C) is None
         middle.leave()
         assert every.has.wait(TIMEOUT)
-        assert sorted(every.taken) == [A, B, C]
-
-    def test_stacks_in_opposite_orders(self, table):
-        """5.3 However they are named, they are taken in one order: no deadlock."""
-        start = threading.Barrier(4)
-        errors = []
-
-        def visit(*keys):
-            start.wait(TIMEOUT)
-            for _ in range(200):
-                try:
-                    with held(table, *keys):
-                        pass
-                except SessionBusy as error:
-                    errors.append(error)
-
-        orders = [(A, B, C), (C, B, A), (B, C, A), (C, A)]
-        threads = [threading.Thread(target=visit, args=keys) for keys in orders]
-        join_all(threads)
-
-        assert errors == []
+        assert [table.holder(name) for name in (A, B, C)] == [every.holder] * 3
 
 
 def join_all(threads):
@@ -268,26 +307,30 @@ def join_all(threads):
 
 
 class TestTimeOut:
-    """5.4 Waiting longer than lock_timeout raises SessionBusy."""
+    """5.4 Waiting longer than lock_timeout for the same holder raises SessionBusy."""
 
     @pytest.mark.parametrize("timeout", [1e-9, 0.001])
     def test_it_is_over(self, table, visitor, timeout):
         visitor(A)
 
-        with pytest.raises(SessionBusy, match=f"lock_timeout={timeout:g} "):
-            table.acquire([A], Holder(timeout))
+        message = pytest.raises(SessionBusy, match=f"lock_timeout={timeout:g} ")
+        with message, held(table, A, timeout=timeout):
+            pass
 
     def test_the_message(self, table, visitor):
-        """It names the session, not the lock."""
-        visitor(A)
+        """It names the session, and says for how long the one who has it has had it."""
+        visitor(A).holder.since = time.monotonic() - 100
 
-        with pytest.raises(SessionBusy, match="'session:1' was in use by another handler"):
-            table.acquire([A], Holder(0.001))
+        with pytest.raises(SessionBusy) as caught, held(table, A, timeout=0.001):
+            pass
+        assert "'session:1' was in use by another handler for all of" in str(caught.value)
+        assert "It has had it for 100 seconds." in str(caught.value)
+        assert (caught.value.property, caught.value.key) == ("session", "1")
 
     def test_who_gave_up_does_not_get_it(self, table, visitor):
         first = visitor(A)
-        with pytest.raises(SessionBusy):
-            table.acquire([A], Holder(0.001))
+        with pytest.raises(SessionBusy), held(table, A, timeout=0.001):
+            pass
         first.leave().join()
 
         assert_empty(table)
@@ -315,31 +358,59 @@ class TestTimeOut:
         assert patient.has.wait(TIMEOUT)
         assert patient.error is None
 
-    def test_what_was_taken_before_is_given_back(self, table, visitor):
+    def test_what_it_has_already_is_still_its_own(self, table, visitor):
+        """Its visit lets go of that."""
         visitor(B)
-        with pytest.raises(SessionBusy):
-            table.acquire([A, B, C], Holder(0.001))
-
-        with held(table, A, C) as taken:
-            assert sorted(taken) == [A, C]
-
-    def test_what_the_thread_had_already_is_not(self, table, visitor):
-        visitor(B)
-        with held(table, A):
+        with held(table, A) as holder:
+            holder.timeout = 0.001
             with pytest.raises(SessionBusy):
-                table.acquire([A, B], Holder(0.001))
+                holder.lock(B)
 
-            assert table.holder(A).thread == threading.get_ident()
+            assert table.holder(A) is holder
 
     def test_it_can_be_tried_again(self, table, visitor):
         first = visitor(A)
         for _ in range(3):
-            with pytest.raises(SessionBusy):
-                table.acquire([A], Holder(0.001))
+            with pytest.raises(SessionBusy), held(table, A, timeout=0.001):
+                pass
         first.leave().join()
 
-        with held(table, A) as taken:
-            assert list(taken) == [A]
+        with held(table, A) as holder:
+            assert table.holder(A) is holder
+
+    @pytest.fixture
+    def clock(self, monkeypatch):
+        """A clock that the test moves, and that knows how often each thread has read it."""
+
+        def monotonic():
+            clock.read[threading.get_ident()] += 1
+            return clock.now
+
+        clock = SimpleNamespace(now=1.0, read=Counter(), monotonic=monotonic)
+        monkeypatch.setattr(_locks, "time", clock)
+        return clock
+
+    def test_while_the_line_moves_nobody_times_out(self, clock, visitor):
+        """However long that takes in all."""
+
+        def look():
+            read = clock.read[patient.thread.ident]
+            until(lambda: clock.read[patient.thread.ident] > read + 3 or patient.has.is_set())
+
+        everyone = [visitor(A), *(visitor(A, waiting=True) for _ in range(4))]
+        patient = visitor(A, waiting=True, timeout=0.02)
+        clock.now += 0.002  # that is longer than it waits without a stand-in
+        look()
+        for present, following in itertools.pairwise(everyone):
+            clock.now += 0.015
+            present.leave()
+            assert following.has.wait(TIMEOUT)
+            look()
+            assert not patient.has.is_set()
+
+        clock.now += 0.03
+        assert patient.has.wait(TIMEOUT)
+        assert isinstance(patient.error, SessionBusy)
 
     @pytest.mark.parametrize("timeout", [1e9, 1e300, 10**300])
     def test_it_may_be_longer_than_a_lock_can_wait(self, visitor, timeout):
@@ -360,22 +431,22 @@ class TestCycles:
         ready = threading.Barrier(2)
 
         def other():
-            with held(table, A):
+            with held(table, A) as holder:
                 ready.wait(TIMEOUT)
-                with held(table, B) as further:
-                    outcome.append(list(further))
+                holder.lock(B)
+                outcome.append(list(holder.names))
 
         thread = threading.Thread(target=other)
-        with held(table, B):
+        with held(table, B) as holder:
             thread.start()
             ready.wait(TIMEOUT)
-            wait_until_queued(table, thread)
+            wait_until_queued(thread)
 
             with pytest.raises(SessionBusy, match=r"'session:1' is held .* 'session:2'"):
-                table.acquire([A], Holder())
+                holder.lock(A)
         thread.join(TIMEOUT)
 
-        assert outcome == [[B]]
+        assert outcome == [[A, B]]
 
     def test_of_three_handlers(self, table):
         """The one that would close it is told; the others go on, one after the other."""
@@ -383,24 +454,50 @@ class TestCycles:
         ready = threading.Barrier(3)
 
         def other(has, wants):
-            with held(table, has):
+            with held(table, has) as holder:
                 ready.wait(TIMEOUT)
-                with held(table, wants):
-                    outcome.append(wants)
+                holder.lock(wants)
+                outcome.append(wants)
 
-        threads = [threading.Thread(target=other, args=keys) for keys in ((A, B), (B, C))]
-        with held(table, C):
+        threads = [threading.Thread(target=other, args=names) for names in ((A, B), (B, C))]
+        with held(table, C) as holder:
             for thread in threads:
                 thread.start()
             ready.wait(TIMEOUT)
             for thread in threads:
-                wait_until_queued(table, thread)
+                wait_until_queued(thread)
             with pytest.raises(SessionBusy, match="'session:1' is held"):
-                table.acquire([A], Holder())
+                holder.lock(A)
         for thread in threads:
             thread.join(TIMEOUT)
 
         assert outcome == [C, B]
+
+    def test_over_two_tables(self, table):
+        """Sessions of two stores can wait for each other, too."""
+        other_table = Locks()
+        ready = threading.Barrier(2)
+
+        def other():
+            with held(table, A) as holder:
+                ready.wait(TIMEOUT)
+                with held(other_table, A):
+                    assert table.holder(A) is holder
+
+        thread = threading.Thread(target=other)
+        with held(other_table, A):
+            thread.start()
+            ready.wait(TIMEOUT)
+            wait_until_queued(thread)
+            with pytest.raises(SessionBusy, match="is held by a handler that waits"):
+                Holder(table).lock(A)
+        thread.join(TIMEOUT)
+        assert_empty(other_table)
+
+    def test_with_itself(self, table):
+        """What the thread has already can't be waited for."""
+        with held(table, A), pytest.raises(SessionBusy, match="neither could ever go on"):
+            Holder(table).lock(A)
 
     def test_a_chain_is_none(self, table, visitor):
         """One waits for another that waits for a third, which goes on."""
@@ -413,6 +510,88 @@ class TestCycles:
         middle.leave()
         assert first.has.wait(TIMEOUT)
         assert [last.error, middle.error, first.error] == [None, None, None]
+
+
+class TestGivingWay:
+    """5.3 A visit that has not begun lets go of what it has, and locks it again afterwards."""
+
+    def test_to_one_who_has_begun(self, table, visitor):
+        """The cycle is broken, whoever closes it; nobody is told anything."""
+        with held(table, A) as holder:
+            beginning = visitor(B, A, waiting=True, begun=False)
+            assert table.holder(B) is beginning.holder
+
+            holder.lock(B)
+            assert table.holder(B) is holder
+            assert not beginning.has.is_set()
+
+        assert beginning.has.wait(TIMEOUT)
+        assert beginning.error is None
+        assert table.holder(A) is table.holder(B) is beginning.holder
+
+    def test_by_the_one_who_closes_the_cycle(self, table, visitor):
+        ready = threading.Event()
+        outcome = []
+
+        def other():
+            with held(table, A) as holder:
+                ready.set()
+                until(lambda: table.holder(B) is not None)
+                holder.lock(B)
+                outcome.append("first")
+
+        thread = threading.Thread(target=other)
+        thread.start()
+        assert ready.wait(TIMEOUT)
+        with held(table, B, begun=False) as holder:
+            wait_until_queued(thread)
+            holder.lock(B, A)
+            outcome.append("second")
+            assert table.holder(A) is table.holder(B) is holder
+        thread.join(TIMEOUT)
+
+        assert outcome == ["first", "second"]
+
+    def test_those_in_line_come_first(self, table, visitor):
+        """What is let go of goes to the first who waits for it."""
+        served = []
+        with held(table, A) as holder:
+            beginning = visitor(B, A, waiting=True, begun=False, log=served)
+            waiting = visitor(B, waiting=True, log=served)
+            thread = threading.Thread(target=lambda: served.append(waiting.leave()))
+            until(lambda: len(table.lines[B]) == 1)
+            thread.start()
+            holder.lock(B)
+            served.append(holder)
+            thread.join(TIMEOUT)
+        assert beginning.has.wait(TIMEOUT)
+
+        assert beginning.error is None
+        assert served.index(waiting) < served.index(holder) < served.index(beginning)
+
+    def test_again_and_again(self, table, quick_switches):
+        """Those who begin lock in one order, and those who have begun in another."""
+        start = threading.Barrier(8)
+        errors = []
+
+        def visit(*names, begun):
+            start.wait(TIMEOUT)
+            for _ in range(100):
+                try:
+                    with held(table, *names, begun=begun) as holder:
+                        assert all(table.holder(name) is holder for name in names)
+                except Exception as error:
+                    errors.append(error)
+
+        orders = [((C, A), True)] * 2 + [((A, B, C), False)] * 6
+        join_all(
+            [
+                threading.Thread(target=visit, args=names, kwargs={"begun": begun})
+                for names, begun in orders
+            ]
+        )
+
+        assert errors == []
 
 
 class Interrupt(KeyboardInterrupt):
@@ -431,7 +610,7 @@ def interrupted():
 
     def press(number, frame):
         here = frame, frame.f_lasti
-        inside = frame.f_code.co_filename == locks_module.__file__
+        inside = frame.f_code.co_filename == _locks.__file__
         if inside and stood == [here] and armed.is_set():
             signal.setitimer(signal.ITIMER_REAL, 0)
             raise Interrupt
@@ -451,19 +630,11 @@ class TestInterrupt:
 
     def test_it_is_passed_on(self, table, visitor, interrupted):
         first = visitor(A)
-        with pytest.raises(Interrupt):
-            table.acquire([A], Holder())
+        with pytest.raises(Interrupt), held(table, A):
+            pass
         first.leave().join()
 
         assert_empty(table)
-
-    def test_what_was_taken_before_is_given_back(self, table, visitor, interrupted):
-        visitor(B)
-        with pytest.raises(Interrupt):
-            table.acquire([A, B], Holder())
-
-        with held(table, A) as taken:
-            assert list(taken) == [A]
 
     def test_the_next_one_gets_it(self, table, visitor, interrupted):
         first = visitor(A)
@@ -471,30 +642,122 @@ class TestInterrupt:
         behind = []
 
         def queue_behind():
-            wait_until_queued(table, threading.main_thread())
+            wait_until_queued(threading.main_thread())
             behind.append(visitor(A, waiting=True))
             interrupted.set()
 
         thread = threading.Thread(target=queue_behind)
         thread.start()
-        with pytest.raises(Interrupt):
-            table.acquire([A], Holder())
+        with pytest.raises(Interrupt), held(table, A):
+            pass
         thread.join(TIMEOUT)
         first.leave()
 
         assert behind[0].has.wait(TIMEOUT)
 
-    def test_while_the_time_to_wait_is_asked_for(self, table, visitor):
-        class Early(Holder):
-            def lock_timeout(self, key):
-                raise Interrupt
 
-        first = visitor(A)
-        with pytest.raises(Interrupt):
-            table.acquire([A], Early())
-        first.leave().join()
+class Line:
+    """Somebody has a lock until the thread of the test, and others behind it, wait for it."""
 
-        assert_empty(table)
+    def __init__(self, others=0):
+        self.table = Locks()
+        self.first = Holder(self.table).lock(A)
+        self.first.thread = 0
+        self.mine = Holder(self.table)
+        self.others = others
+        self.behind = []
+        self.over = False
+        self.thread = threading.Thread(target=self.run)
+        self.thread.start()
+
+    def run(self):
+        self.wait_for_line(1)
+        for n in range(self.others):
+            self.behind.append(Visitor(self.table, A).leave())
+            self.wait_for_line(n + 2)
+        self.first.leave()
+
+    def wait_for_line(self, length):
+        until(lambda: self.over or len(self.table.lines.get(A, ())) >= length)
+
+    def check(self):
+        """Nothing is left of the one who was interrupted, and the others came through."""
+        self.over = True
+        self.thread.join(TIMEOUT)
+        assert not self.thread.is_alive()
+        assert len(self.behind) == self.others
+        for one in self.behind:
+            one.join()
+            assert one.error is None
+        assert_empty(self.table)
+        assert free(_locks._everyone.mutex)
+
+
+class Cycle(Line):
+    """Somebody has a lock, and waits for the one that the thread of the test takes first."""
+
+    def run(self):
+        self.first.leave()
+        with held(self.table, B) as holder:
+            until(lambda: self.over or self.table.holder(A) is self.mine)
+            holder.lock(A)
+
+
+class TestInterruptedAnywhere:
+    """An exception at any line leaves nothing held or queued, and the next one gets the lock."""
+
+    def check(self, make, run):
+        for subject in interruptions(make, run, _locks.__file__):
+            subject.check()
+
+    def locked(self, holder, *names):
+        """What a visit does: it leaves once more where leaving was interrupted."""
+        try:
+            try:
+                holder.lock(*names)
+            finally:
+                holder.leave()
+        finally:
+            holder.leave()
+
+    def test_what_is_free(self):
+        def run(line):
+            yield
+            self.locked(line.mine, B)
+
+        self.check(Line, run)
+
+    @pytest.mark.parametrize("others", [0, 1, 2])
+    def test_in_a_line(self, others):
+        def run(line):
+            yield
+            self.locked(line.mine, A)
+
+        self.check(lambda: Line(others), run)
+
+    def test_with_a_time_out(self):
+        def run(line):
+            line.mine.timeout = 1e-9
+            line.table.hand_over(B, line.first)
+            line.first.names.append(B)
+            yield
+            with pytest.raises(SessionBusy):
+                self.locked(line.mine, B)
+
+        self.check(Line, run)
+
+    def test_closing_a_cycle(self):
+        """The one that gives way is itself: what it has goes to the one who waits for it."""
+
+        def run(cycle):
+            cycle.mine.begun = False
+            until(lambda: cycle.table.holder(B) is not None)
+            cycle.mine.lock(A)
+            wait_until_queued(cycle.thread)
+            yield
+            self.locked(cycle.mine, A, B)
+
+        self.check(Cycle, run)
 
 
 class TestStress:
@@ -524,14 +787,14 @@ class TestStress:
 
         def work(chance):
             for _ in range(self.ROUNDS):
-                keys = chance.sample([A, B, C], chance.randint(1, 3))
-                with held(table, *keys):
-                    for key in keys:
-                        n = counts[key]
-                        counts[key] = n + 1
+                names = sorted(chance.sample([A, B, C], chance.randint(1, 3)))
+                with held(table, *names):
+                    for name in names:
+                        n = counts[name]
+                        counts[name] = n + 1
                 with mutex:
-                    for key in keys:
-                        expected[key] += 1
+                    for name in names:
+                        expected[name] += 1
 
         self.run(work)
 
@@ -544,16 +807,15 @@ class TestStress:
 
         def work(chance):
             for _ in range(self.ROUNDS):
-                holder = Holder(chance.choice([1e-9, 1e-5, 1e-4, TIMEOUT]))
+                timeout = chance.choice([1e-9, 1e-5, 1e-4, TIMEOUT])
                 try:
-                    taken = table.acquire([B, A], holder)
+                    with held(table, A, B, timeout=timeout) as holder:
+                        for name in counts:
+                            n = counts[name]
+                            counts[name] = n + 1
+                        succeeded.append(holder)
                 except SessionBusy:
                     continue
-                for key in counts:
-                    n = counts[key]
-                    counts[key] = n + 1
-                succeeded.append(holder)
-                table.release(taken)
 
         self.run(work)
 
@@ -569,15 +831,14 @@ class TestStress:
                 outer, inner = chance.sample([A, B, C], 2)
                 with held(table, outer):
                     try:
-                        taken = table.acquire([inner], Holder())
+                        with held(table, inner):
+                            n = counts[inner]
+                            counts[inner] = n + 1
+                            succeeded[inner].append(outer)
                     except SessionBusy:
                         continue
-                    n = counts[inner]
-                    counts[inner] = n + 1
-                    succeeded[inner].append(outer)
-                    table.release(taken)
 
         self.run(work)
 
-        assert counts == {key: len(each) for key, each in succeeded.items()}
+        assert counts == {name: len(each) for name, each in succeeded.items()}
         assert sum(counts.values()) > 0
