@@ -225,6 +225,7 @@ class Locks:
         """Give a free lock to the first in its line."""
         line = self.lines.get(name)
         if not line:
+            self.lines.pop(name, None)  # an exception came when the last one was taken out
             return
         first = line[0]
         if self.holders.setdefault(name, first.holder) is not first.holder:

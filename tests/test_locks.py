@@ -703,6 +703,23 @@ class Cycle(Line):
             holder.lock(A)
 
 
+class Place(Line):
+    """Somebody gave way to the thread of the test, and keeps the only place in the line."""
+
+    def __init__(self):
+        super().__init__()
+        wait_until_queued(self.thread)
+        self.mine.lock(B)
+
+    def run(self):
+        table = self.table
+        table.hand_over(A, self.mine)
+        self.mine.names.append(A)
+        self.first.leave()
+        with held(table, B, A, begun=False) as holder:
+            assert table.holder(A) is table.holder(B) is holder
+
+
 class TestInterruptedAnywhere:
     """An exception at any line leaves nothing held or queued, and the next one gets the lock."""
 
@@ -758,6 +775,13 @@ class TestInterruptedAnywhere:
             self.locked(cycle.mine, A, B)
 
         self.check(Cycle, run)
+
+    def test_releasing_what_somebody_gave_way_with(self):
+        def run(place):
+            yield
+            self.locked(place.mine)
+
+        self.check(Place, run)
 
 
 class TestStress:
