@@ -21,7 +21,7 @@ needs_bench = pytest.mark.skipif(
 
 def run(module, *arguments, **environment):
     command = [sys.executable, "-m", module, *arguments]
-    options = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": 120}
+    options = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": 600}
     return subprocess.run(command, env={**os.environ, **environment}, **options)
 
 

@@ -111,7 +111,7 @@ def shares(lines: Lines) -> Callable[[str, str, str, str], str]:
 
 def counted(bench: Bench) -> Table:
     """The row `instructions`."""
-    number = bench.pick(10_000, 200)
+    number = bench.pick(10_000, 20)
     bare, ours, theirs = instructions.BARE, "telesession, memory", "pyTelegramBotAPI, memory"
     found = instructions.count(number)
     columns = [column for column in COLUMNS if (ours, column) in instructions.CELLS]
