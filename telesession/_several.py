@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
@@ -11,6 +12,8 @@ from telesession.errors import SessionError, SessionStoreError
 from telesession.stores import Change, Payload, Store
 
 logger = logging.getLogger("telesession")
+
+_TURN = 20  # names, after which other threads have theirs
 
 
 class Share:
@@ -87,7 +90,10 @@ def listed(store: Store, prefix: str) -> Iterator[str]:
 
     def each() -> Iterator[str]:
         try:
-            yield from names
+            for number, name in enumerate(names):
+                if number % _TURN == 0:
+                    time.sleep(0)  # so that threads with updates need not wait for a whole list
+                yield name
         except Exception as error:
             failed("list", store, [prefix[:-1]], error)
 

@@ -164,15 +164,14 @@ class Visit(list[Notes]):
         """Take back what was not saved, and unlock what was locked."""
         if not self.saved:
             self._give_up()
-        while self:
-            session = self[-1]
+        for session in self:
             name, locks = session._name, session._options.locks
             if locks.holders.get(name) is self:
                 del locks.holders[name]
             if name in locks.lines:
                 locks.grant(name, self)
             session._user = None
-            self.pop()
+        self.clear()
         self.update = None
         thread = self.thread
         if innermost.get(thread) is self:

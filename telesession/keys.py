@@ -123,10 +123,11 @@ def user_chat(update: Any) -> str | None:
         if not (update.business_connection_id or update.sender_chat or update.guest_query_id):
             home = update.chat
             if home.type == "private":
-                return f"{home.id}:{home.id}"
-            who = update.from_user
-            if not who.is_bot:
-                return f"{who.id}:{home.id}"
+                who = str(home.id)
+                return f"{who}:{who}"
+            writer = update.from_user
+            if not writer.is_bot:
+                return f"{writer.id}:{home.id}"
     except (AttributeError, SessionUnavailable):
         pass
     return _pair(user(update), chat(update))
