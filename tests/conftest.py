@@ -20,9 +20,10 @@ TIMEOUT = 10  # seconds, a guard: servers answer within a tenth of one
 THOROUGH = {
     *("test_processes", "test_model", "test_types", "test_benchmarks", "test_soak", "test_faults"),
     *("test_floods", "test_schedules"),
+    *("test_interrupts", "test_transactions", "test_waiting", "test_imports"),
     *("test_redis", "test_sql", "test_mongo", "test_leases"),
     *("get-set", "ttl-cache", "lru-cache", "diskcache", "cachelib", "redis", "memcached"),
-    *("redis-cluster", "postgres", "mariadb", "mongo"),
+    *("redis-cluster", "postgres", "mariadb", "mongo", "sqlite"),
 }
 
 
