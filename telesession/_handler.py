@@ -13,6 +13,7 @@ from telesession._options import Options
 from telesession._session import NoSession
 from telesession._visit import Dropped, Visit
 from telesession._workers import mind_stop
+from telesession.codecs import state_type
 from telesession.errors import SessionBusy
 
 logger = logging.getLogger("telesession")
@@ -55,10 +56,7 @@ def _alternatives(key: str, value: Any) -> tuple[bool, Any]:
 
 def _named(key: str, value: Any) -> Any:
     """A `State` of pyTelegramBotAPI stands for its name."""
-    if any(
-        kind.__name__ == "State" and kind.__module__ == "telebot.states"
-        for kind in type(value).__mro__
-    ):
+    if isinstance(value, state_type()):
         if value.name is None:
             raise ValueError(f"when({key}=State()): a State without a StatesGroup has no name")
         return value.name
@@ -187,7 +185,7 @@ def _is_update(value: Any) -> bool:
     kind = type(value)
     for base in kind.__mro__:
         if base.__module__ == "telebot.types" and base.__name__ in _NAMES:
-            mind_stop()
+            mind_stop()  # here, since telebot is imported now, and no handler has run yet
             _updates.add(kind)
             return True
     return False

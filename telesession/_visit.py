@@ -748,7 +748,7 @@ class Wide(Visit):
                 for session in self:
                     if session._user is not None:  # an interrupt came before that could leave
                         _set(session, "_user", None)
-                        _set(session, "__class__", ClosedSession)
+                        _become(session, ClosedSession)
                         _reload(session)
                 if self.pending and self.thread and not self.saving:
                     self.save()

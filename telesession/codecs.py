@@ -168,10 +168,14 @@ def _holds_state(value: Any) -> bool:
     return False
 
 
+def state_type() -> Any:
+    """pyTelegramBotAPI's `State`, for `isinstance`; before it is imported, nothing is one."""
+    return getattr(sys.modules.get("telebot.states"), "State", ())
+
+
 def _is_state(of: type) -> bool:
     """Whether it is pyTelegramBotAPI's `State`, or made of it, and comes back unequal."""
-    state = getattr(sys.modules.get("telebot.states"), "State", ())
-    return issubclass(of, state) and not _has_equality(of)
+    return issubclass(of, state_type()) and not _has_equality(of)
 
 
 def _has_equality(of: type) -> bool:
