@@ -55,13 +55,13 @@ class Share:
                 failed("save", self.store, list(self.found), error)
             raise
 
-    def take_back(self, changes: Sequence[Change]) -> None:
-        """Undo what was written, as far as the store answers and nobody wrote since."""
+    def take_back(self, changes: Sequence[Change]) -> list[str]:
+        """Undo what was written, if nobody wrote since; the names for which that failed."""
         if self._failed:
-            return
+            return []
         names = [name for name, payload, _ in changes if payload != self.found[name]]
         if not names:
-            return
+            return []
         with contextlib.suppress(Exception):
             token, now = self.store.open(names, 0)
             written = {name: (payload, ttl) for name, payload, ttl in changes}
@@ -71,6 +71,8 @@ class Share:
                 if payload == written[name][0]
             ]
             self.store.commit(token, unspoilt)
+            return [name for name in names if name not in {name for name, _, _ in unspoilt}]
+        return names
 
 
 def failed(what: str, store: Store, names: Sequence[str], error: Exception) -> NoReturn:
@@ -117,9 +119,10 @@ def commit_all(shares: Sequence[Share], changes: Sequence[Sequence[Change]]) -> 
                 continue
             done.append((share, theirs))  # before, since an interrupt may come just afterwards
             share.commit(theirs)
-    except BaseException:
-        for share, theirs in done:
-            share.take_back(theirs)
+    except BaseException as error:
+        left = [name for share, theirs in done for name in share.take_back(theirs)]
+        if left and isinstance(error, SessionError):
+            error.add(f"{', '.join(map(repr, left))}: saved before, and could not be taken back.")
         raise
 
 
@@ -132,9 +135,10 @@ def let_go(store: Store, lease: Any, changes: Sequence[Change], names: Sequence[
 
 
 def failure(what: str, store: Store, names: Sequence[str], error: Exception) -> SessionStoreError:
+    outcome = _NOT_SAVED if what == "save" and store.refused(error) else _OUTCOMES[what]
     return SessionStoreError(
         f"{store!r} failed to {what} {', '.join(map(repr, names))} with {_what(error)}. "
-        f"{store.cure(error)}{_OUTCOMES[what]} "
+        f"{store.cure(error)}{outcome} "
         "The error itself is this one's __cause__; telebot.logger.setLevel('DEBUG') shows it.",
         names[0] if names else "",
     )
@@ -153,9 +157,10 @@ def _what(error: BaseException) -> str:
     return called(type(error))
 
 
+_NOT_SAVED = "What the handler changed was not saved."
 _OUTCOMES = {
     "load": "The handler did not run.",
-    "save": "What the handler changed was not saved, unless only the answer was lost.",
+    "save": "Whether what the handler changed was saved is not known, since no answer came.",
     "release": "There was nothing to save.",
     "list": "What was listed so far is right.",
 }

@@ -21,6 +21,10 @@ class SessionError(Exception):
         super().__init__(message)
         self.about(name)
 
+    def add(self, sentence: str) -> None:
+        """Say something more, at the end of the message."""
+        self.args = (f"{self} {sentence}",)
+
     def about(self, name: str) -> None:
         """Note which session the error is about, unless that is known already."""
         if self.property is None and name:

@@ -15,7 +15,7 @@ import cachetools
 
 from telesession._forks import Mutex
 from telesession.errors import SessionDataError, SessionStoreError
-from telesession.stores import Change, Payload, Store
+from telesession.stores import Change, Payload, Store, partly_saved
 
 #: What the object gave for the sessions of a visit, by name.
 Found: TypeAlias = dict[str, str | None]
@@ -146,12 +146,8 @@ class KeyValueStore(Store):
                 self._sync()
             if not saved or not isinstance(error, Exception):
                 raise
-            raise SessionStoreError(
-                f"{self!r} failed with {type(error).__name__} to save {failed[0]!r}, and then to "
-                f"take back what it had saved. {', '.join(repr(name) for name, _, _ in saved)}: "
-                f"saved. {failed[0]!r}: perhaps saved. The other sessions of the update were not "
-                "saved."
-            ) from error
+            left = [name for name, _, _ in (*saved, failed)]
+            raise partly_saved(self, left, [failed[0]], error) from error
 
     def _load(self, names: Sequence[str]) -> tuple[Found, list[Payload | None]]:
         found: Found = {}

@@ -27,36 +27,62 @@ import threading
 import time
 import weakref
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeAlias
 
 from telesession._checks import called, checked_seconds
 from telesession._forks import per_process
 from telesession._workers import stand_in
 from telesession.errors import SessionBusy, SessionDataError, SessionLost
-from telesession.stores import Change, Payload, Store
+from telesession.stores import Change, Payload, Store, partly_saved
 
 logger = logging.getLogger("telesession")
 
 _LONGEST_POLL = 0.1  # seconds between two looks at a session that others have leased
 _LONGEST_TIME = 10**14  # milliseconds; servers refuse dates that are much later
 _LONGEST_NAP = 2.0  # seconds between two looks of the renewer at leases, or whether it is needed
+_MOST_SEEN = 1000  # leases in the way that are remembered
 _PATIENCE = 12  # after so many looks at nothing the renewer ends
 
 
-class Held(Exception):
-    """What `LeasingStore.acquire` raises for a session that another token holds."""
+#: What tells one lease, and one renewal of it, from another: its token, and its beat.
+Beat: TypeAlias = tuple[str, Any]
 
-    def __init__(self, name: str) -> None:
+
+class Held(Exception):
+    """What `LeasingStore.acquire` raises for a session that another token holds.
+
+    Args:
+        name: the session's.
+        token: that of its holder.
+        beat: anything that each renewal changes, compared with ``==``.
+    """
+
+    def __init__(self, name: str, token: str = "", beat: Any = None) -> None:
         super().__init__(name)
         self.name = name
+        self.beat: Beat = (token, beat)
+
+    @property
+    def token(self) -> str:
+        return self.beat[0]
 
 
 class Lease:
     """The sessions that one update has leased; it may come to have more of them."""
 
-    __slots__ = ("__weakref__", "groups", "over", "payloads", "renewed", "token", "written")
+    __slots__ = (
+        "__weakref__",
+        "groups",
+        "over",
+        "payloads",
+        "renewed",
+        "thread",
+        "token",
+        "unsure",
+        "written",
+    )
 
     def __init__(
         self,
@@ -69,7 +95,9 @@ class Lease:
         self.token = token
         self.payloads = payloads  #: what was stored when they were opened
         self.renewed = renewed  #: when it was last known to be ours, by `time.monotonic`
+        self.thread = threading.get_ident()  #: that of the handler
         self.over = False  #: whether nothing is left to be done for it
+        self.unsure: list[Sequence[str]] = []  #: groups that it failed to add, let go of at its end
         #: what is to be taken back of a commit that fails
         self.written: list[tuple[Sequence[str], list[Change]]] = []
 
@@ -85,9 +113,15 @@ class LeasingStore(Store):
     Handlers of one process queue before they come here: two of them never ask for one session.
     Where several store objects can stand for one place on the server, `identity` has to say so.
 
+    The server's clock may be set, and a holder that died would then hold its sessions for as long
+    as the clock is behind. So a lease that nobody renewed for as long as it was asked for, by the
+    clock of one who waits, may be taken, too: `acquire` is told which those are. A lease's token
+    ends in the milliseconds that it was asked for.
+
     Where the server can only handle some sessions in one step, `groups` tells which; where it can
     tell that a session became free, `wait` listens to it. Errors of the client are raised as they
-    are: the caller gets them as the cause of a `SessionStoreError`, and what is leased runs out.
+    are: the caller gets them as the cause of a `SessionStoreError`. The client is not asked again
+    then, since that may take as long once more; the renewer's thread lets go of what is leased.
 
     `open` adds to a lease that it is given: one `commit` then writes all its sessions. `commit` may
     be called once more, with no changes, after an exception came out of it or instead of it.
@@ -99,21 +133,30 @@ class LeasingStore(Store):
 
     def __init__(self, lease: float | timedelta) -> None:
         self.lease: float = checked_seconds("lease", lease)
+        self._seen: dict[str, tuple[Beat, float]] = {}  # of leases in the way: since when
         self._renewer = _Renewer(self)
 
     @abstractmethod
-    def acquire(self, names: Sequence[str], token: str, waited: float) -> Sequence[Payload | None]:
+    def acquire(
+        self, names: Sequence[str], token: str, waited: float, stale: Mapping[str, Beat]
+    ) -> Sequence[Payload | None]:
         """Lease the sessions ``names`` to ``token`` for `lease` seconds, and read them, at once.
 
         Returns what is stored of each, in this order, `None` where nothing is or it has expired.
         If another token holds any of them, takes none and raises `Held`. For data that it can't
         have written it raises `SessionDataError`; the leases are then let go of. ``waited`` is
-        for how many seconds the caller has tried before, 0 at first.
+        for how many seconds the caller has tried before, 0 at first. In ``stale`` are sessions
+        whose holder is gone: what holds them counts as over if it still is that very token and
+        beat, whatever the server's clock says.
         """
 
     @abstractmethod
     def renew(self, names: Sequence[str], token: str) -> bool:
-        """Make leases of ``token`` last `lease` seconds from now; `False` if one is over."""
+        """Make leases of ``token`` last `lease` seconds from now; `False` if it lost one.
+
+        Each time they have another beat. A lease that is over, and that nobody has taken, may be
+        renewed or not.
+        """
 
     @abstractmethod
     def write(
@@ -121,8 +164,10 @@ class LeasingStore(Store):
     ) -> bool:
         """Carry out ``changes``, and, if ``release``, let go of all ``names``.
 
-        `False`, with nothing written, if the lease of one of ``names`` is over. ``changes`` concern
-        some of ``names``, and may be none at all.
+        `False`, with nothing written, if ``token`` lost one of ``names``: where it can be, that is
+        only if others took it. ``changes`` concern some of ``names``, and may be none at all.
+        A client may send a request twice: where the first one let go, the second does nothing and
+        is `True`.
         """
 
     def groups(self, names: Sequence[str]) -> Sequence[Sequence[str]]:
@@ -146,9 +191,10 @@ class LeasingStore(Store):
     def open(
         self, names: Sequence[str], timeout: float, lease: Lease | None = None
     ) -> tuple[Lease, list[Payload | None]]:
-        token = secrets.token_hex(8) if lease is None else lease.token
+        token = self._token() if lease is None else lease.token
         groups = self.groups(names)
-        found, asked = self._obtain(groups, token, timeout)
+        unsure = None if lease is None else lease.unsure
+        found, asked = self._obtain(groups, token, timeout, unsure)
         if lease is None:
             lease = Lease(groups, token, found, asked)
             self._renewer.watch(lease)
@@ -166,69 +212,138 @@ class LeasingStore(Store):
         try:
             if not lease.written:  # else it is being taken back, and an interrupt came
                 kept = self._write(lease, changes)
-        except Exception:
-            # The client failed, and is not asked once more, which may take as long again: what is
-            # still leased runs out. Only where a part may have been written, that is taken back.
+        except Exception as error:
+            # The client failed, and is not asked once more, which may take as long again. Only
+            # where a part may have been written, that is taken back.
             try:
                 if lease.written and len(lease.written[-1][1]) < len(changes):
-                    self._take_back(lease)
+                    left = self._take_back(lease)
+                    if left:
+                        failed = [name for name in lease.written[-1][0] if name in left]
+                        raise partly_saved(self, left, failed, error) from error
             finally:
-                lease.over = True
+                self._end(lease, lease.groups)
             raise
         except BaseException:
             self._give_up(lease)
             raise
         if kept:
-            lease.over = True
+            self._end(lease)
             return
-        self._give_up(lease)
+        left = self._give_up(lease)
         if changes:
-            names = ", ".join(repr(name) for name, _, _ in changes)
-            raise SessionLost(
-                f"{names} was not saved: its lease of {self.lease:g} seconds ran out while the "
-                "handler ran, since the process stalled or the store could not be reached, and "
-                "others may have used it. Handle the update again, or give the store a longer "
-                "lease."
+            lost = SessionLost(
+                f"{', '.join(repr(name) for name, _, _ in changes)} was not saved: its lease of "
+                f"{self.lease:g} seconds ran out while the handler ran, since the process stalled "
+                "or the store could not be reached, and others may have used it. Handle the "
+                "update again, or give the store a longer lease.",
+                changes[0][0],
             )
+            if left:
+                raise partly_saved(self, left, (), lost) from lost
+            raise lost
+
+    def _end(self, lease: Lease, left: Sequence[Sequence[str]] = ()) -> None:
+        """Note that a lease is over, and let go in the background of what it may still have."""
+        lease.over = True
+        if left or lease.unsure:
+            self._renewer.let_go([*left, *lease.unsure], lease.token)
+
+    def _token(self) -> str:
+        return f"{secrets.token_hex(8)}-{milliseconds(self.lease)}"
 
     def _obtain(
-        self, groups: Sequence[Sequence[str]], token: str, timeout: float
+        self,
+        groups: Sequence[Sequence[str]],
+        token: str,
+        timeout: float,
+        unsure: list[Sequence[str]] | None,
     ) -> tuple[dict[str, Payload | None], float]:
         """Lease them, when others have let go; what is stored, and when it was asked for."""
         start = asked = time.monotonic()
+        stale: dict[str, Beat] = {}
         with contextlib.ExitStack() as waiting:
             while True:
                 try:
-                    return self._acquire(groups, token, asked - start), asked
-                except Held as held:
-                    name = held.name
+                    return self._acquire(groups, token, asked - start, stale, unsure), asked
+                except Held as error:
+                    held = error
+                if self._is_stale(held, asked) and stale.get(held.name) != held.beat:
+                    stale[held.name] = held.beat
+                    continue
                 waited = time.monotonic() - start
-                if waited >= timeout:
+                mine = _holding(held.token)
+                if waited >= timeout or (mine and mine.thread == threading.get_ident()):
                     break
                 if asked == start:
                     waiting.enter_context(stand_in())
-                self.wait(name, timeout - waited, waited)
+                self.wait(held.name, timeout - waited, waited)
                 asked = time.monotonic()
-        raise SessionBusy(
-            f"{name!r} was in use by another process for as long as lock_timeout allows. "
-            "Make its handler quicker, or give with_session a longer lock_timeout. If "
-            f"that process died, the session is free again in {self.lease:g} seconds.",
-            name,
+        raise self._busy(held, mine)
+
+    def _is_stale(self, held: Held, asked: float) -> bool:
+        """Whether a lease stood as it is for as long as its holder wanted it: that one is gone."""
+        beat, since = self._seen.get(held.name, (None, 0.0))
+        if beat != held.beat:
+            self._seen[held.name] = held.beat, time.monotonic()
+            for name in list(self._seen)[:-_MOST_SEEN]:
+                self._seen.pop(name, None)
+            return False
+        return asked - since >= self._asked_for(held.token)
+
+    def _asked_for(self, token: str) -> float:
+        """For how many seconds the holder of a token leases."""
+        length = token.rpartition("-")[2]
+        return int(length) / 1000 if length.isdecimal() else self.lease
+
+    def _busy(self, held: Held, mine: Lease | None) -> SessionBusy:
+        name = repr(held.name)
+        if mine is None:
+            return SessionBusy(
+                f"{name} was in use by another process for as long as lock_timeout allows. "
+                "Make its handler quicker, or give with_session a longer lock_timeout. If that "
+                f"process died, the session is free again in {self._asked_for(held.token):g} "
+                "seconds.",
+                held.name,
+            )
+        what = (
+            "in use by the very handler, or block, that asks for it once more"
+            if mine.thread == threading.get_ident()
+            else "in use by another thread of this process for as long as lock_timeout allows"
+        )
+        return SessionBusy(
+            f"{name} is {what}, through another store object than this {self!r}. Make one store "
+            "for the whole program: then handlers of one session join, or wait for each other in "
+            "turn.",
+            held.name,
         )
 
     def _acquire(
-        self, groups: Sequence[Sequence[str]], token: str, waited: float
+        self,
+        groups: Sequence[Sequence[str]],
+        token: str,
+        waited: float,
+        stale: Mapping[str, Beat],
+        unsure: list[Sequence[str]] | None,
     ) -> dict[str, Payload | None]:
         found: dict[str, Payload | None] = {}
         for number, names in enumerate(groups):
             try:
-                found.update(zip(names, self.acquire(names, token, waited)))
+                found.update(zip(names, self.acquire(names, token, waited, stale)))
             except BaseException as error:
-                # Ctrl-C may come when these are leased already. A client that failed is not asked
-                # once more, which may take as long again; such leases run out.
-                leased = isinstance(error, SessionDataError) or not isinstance(error, Exception)
-                self._release(groups[: number + leased], token)
+                # These may be leased already. A client that failed is not asked once more here; and
+                # not before the token is used no more, since it may lease these after all.
+                asked = groups[: number + (not isinstance(error, Held))]
+                answers = isinstance(error, (Held, SessionDataError)) or _interrupts(error)
+                if not (answers and self._let_go(asked, token)):
+                    if unsure is None:
+                        self._renewer.let_go(asked, token)
+                    else:
+                        unsure += asked
                 raise
+        if self._seen:
+            for name in found:
+                self._seen.pop(name, None)
         return found
 
     def _write(self, lease: Lease, changes: Sequence[Change]) -> bool:
@@ -241,57 +356,75 @@ class LeasingStore(Store):
             if not self.write(names, lease.token, mine, release=False):
                 return False
         lease.written = []
-        self._release(lease.groups, lease.token)
+        if not self._let_go(lease.groups, lease.token):
+            lease.unsure += lease.groups
         return True
 
-    def _take_back(self, lease: Lease) -> None:
-        """Write what was stored before, and let go of that, as far as the server answers."""
+    def _take_back(self, lease: Lease) -> list[str]:
+        """Write what was stored before, and let go of that; the names for which that failed."""
+        left = []
         for names, changes in lease.written:
             before = [(name, lease.payloads[name], ttl) for name, _, ttl in changes]
-            with contextlib.suppress(Exception):
+            try:
                 if before:
                     self.write(names, lease.token, before)
+            except Exception:
+                left += [name for name, _, _ in before]
+        return left
 
-    def _give_up(self, lease: Lease) -> None:
-        self._take_back(lease)
-        self._release(lease.groups, lease.token)
-        lease.over = True
+    def _give_up(self, lease: Lease) -> list[str]:
+        left = self._take_back(lease)
+        self._end(lease, () if self._let_go(lease.groups, lease.token) else lease.groups)
+        return left
 
-    def _release(self, groups: Sequence[Sequence[str]], token: str) -> None:
-        """Let go without writing, as far as the server answers; what it doesn't hear runs out."""
-        with contextlib.suppress(Exception):
+    def _let_go(self, groups: Sequence[Sequence[str]], token: str) -> bool:
+        """Let go without writing; whether the server answered."""
+        try:
             for names in groups:
                 if not self.write(names, token, ()) and len(names) > 1:
                     for name in names:  # one of them is lost, the others are not
                         self.write([name], token, ())
+        except Exception:
+            return False
+        return True
 
 
 class _Renewer:
-    """A thread that renews the leases of handlers that take long.
+    """A thread that renews the leases of handlers that take long, and lets go where that failed.
 
     It looks at the leases six times in their duration and renews those that are a third of it
     old: of those that end sooner it never tells the server. A lease that nobody has any more,
-    since Ctrl-C came before its handler had it, runs out. The thread is started when it is needed,
-    and ends with its store, or when there was nothing to do for a while.
+    since Ctrl-C came before its handler had it, runs out. What a server that failed still has
+    leased is let go of as soon as it answers again. The thread is started when it is needed, and
+    ends with its store, or when there was nothing to do for a while.
     """
 
     def __init__(self, store: LeasingStore) -> None:
         self._store: weakref.ref[LeasingStore] = weakref.ref(store)
         self._lease = store.lease
         per_process(self, _Renewer._reset)
+        _renewers.add(self)
 
     def _reset(self) -> None:
         self._mutex = threading.Lock()  # for the thread
         self._thread: threading.Thread | None = None
-        self._held: weakref.WeakValueDictionary[str, Lease] = weakref.WeakValueDictionary()
+        self.held: weakref.WeakValueDictionary[str, Lease] = weakref.WeakValueDictionary()
+        #: what is to be let go of, by token, and until when: then it has run out
+        self._owed: dict[str, tuple[Sequence[Sequence[str]], float]] = {}
 
     def watch(self, lease: Lease) -> None:
-        self._held[lease.token] = lease
+        self.held[lease.token] = lease
         if self._thread is None:
             self._start()
 
     def forget(self, lease: Lease) -> None:
-        self._held.pop(lease.token, None)
+        self.held.pop(lease.token, None)
+
+    def let_go(self, groups: Sequence[Sequence[str]], token: str) -> None:
+        earlier, _ = self._owed.get(token, ((), 0.0))
+        self._owed[token] = [*earlier, *groups], time.monotonic() + self._lease
+        if self._thread is None:
+            self._start()
 
     def _start(self) -> None:
         with self._mutex:
@@ -316,18 +449,23 @@ class _Renewer:
         while self._store() is not None and (idle < _PATIENCE or not self._ends()):
             self._look()
             time.sleep(min(self._lease / 6, _LONGEST_NAP))
-            idle = 0 if self._held else idle + 1
+            idle = 0 if self.held or self._owed else idle + 1
 
     def _look(self) -> None:
-        for lease in list(self._held.values()):
-            if lease.token in self._held and time.monotonic() - lease.renewed >= self._lease / 3:
+        for lease in list(self.held.values()):
+            if lease.token in self.held and time.monotonic() - lease.renewed >= self._lease / 3:
                 self._renew(lease)
+        for token, owed in list(self._owed.items()):
+            store = self._store()
+            done = store is None or store._let_go(owed[0], token) or time.monotonic() >= owed[1]
+            if done and self._owed.get(token) is owed:  # else there is more to let go of
+                del self._owed[token]
 
     def _ends(self) -> bool:
         """Whether to end: who comes after this finds no thread and starts another one."""
         with self._mutex:
             thread, self._thread = self._thread, None
-            if self._held:  # somebody came just before
+            if self.held or self._owed:  # somebody came just before
                 self._thread = thread
             return self._thread is None
 
@@ -342,7 +480,7 @@ class _Renewer:
             else:
                 self.forget(lease)  # too late; saving will be refused
         except Exception as error:
-            if lease.token not in self._held:
+            if lease.token not in self.held:
                 return  # its handler has ended meanwhile
             logger.warning(
                 "%r failed to renew the lease of %s with %s. The handler goes on; unless a later "
@@ -353,12 +491,29 @@ class _Renewer:
             )
 
 
+_renewers: "weakref.WeakSet[_Renewer]" = weakref.WeakSet()
+
+
+def _holding(token: str) -> Lease | None:
+    """The lease with that token, if this process has it."""
+    for renewer in list(_renewers):
+        lease = renewer.held.get(token)
+        if lease is not None:
+            return lease
+    return None
+
+
 _identities: "weakref.WeakKeyDictionary[Any, dict[str, object]]" = weakref.WeakKeyDictionary()
 
 
 def identity(owner: Any, space: str) -> object:
     """The same object for the same part ``space`` of what ``owner``, a client, talks to."""
     return _identities.setdefault(owner, {}).setdefault(space, object())
+
+
+def _interrupts(error: BaseException) -> bool:
+    """Whether it came out of a signal handler, such as Ctrl-C: the server may well be there."""
+    return not isinstance(error, Exception)
 
 
 def milliseconds(seconds: float) -> int:

@@ -1,7 +1,7 @@
 """`MongoStore`: sessions in a MongoDB collection, safe for many processes, over pymongo."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -14,7 +14,7 @@ except ImportError as error:
     raise ImportError('MongoStore needs pymongo: pip install "telesession[mongo]"') from error
 
 from telesession.codecs import JSON
-from telesession.leases import Held, LeasingStore, foreign, identity, milliseconds
+from telesession.leases import Beat, Held, LeasingStore, foreign, identity, milliseconds
 from telesession.stores import Change, Payload
 
 _PAGE = 1000  # names that are read at once
@@ -78,7 +78,9 @@ class MongoStore(LeasingStore):
     def groups(self, names: Sequence[str]) -> Sequence[Sequence[str]]:
         return [[name] for name in sorted(names)]
 
-    def acquire(self, names: Sequence[str], token: str, waited: float) -> Sequence[Payload | None]:
+    def acquire(
+        self, names: Sequence[str], token: str, waited: float, stale: Mapping[str, Beat]
+    ) -> Sequence[Payload | None]:
         (name,) = names
         if not self._indexed:
             self._documents.create_index("delete_at", expireAfterSeconds=0)

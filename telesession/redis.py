@@ -6,13 +6,13 @@ import hashlib
 import inspect
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from importlib import resources
 from typing import Any
 
 from telesession.keyvalue import compose, parse
-from telesession.leases import Held, LeasingStore, foreign, identity, milliseconds
+from telesession.leases import Beat, Held, LeasingStore, foreign, identity, milliseconds
 from telesession.stores import Change, Payload
 
 _LONGEST_WAIT = 0.2  # seconds to wait to be woken; a holder that died wakes nobody
@@ -91,7 +91,9 @@ class RedisStore(LeasingStore):
             slots.setdefault(self._slot(self._data(name)), []).append(name)
         return [slots[slot] for slot in sorted(slots)]
 
-    def acquire(self, names: Sequence[str], token: str, waited: float) -> Sequence[Payload | None]:
+    def acquire(
+        self, names: Sequence[str], token: str, waited: float, stale: Mapping[str, Beat]
+    ) -> Sequence[Payload | None]:
         keys = [key for name in names for key in (self._data(name), self._lease(name))]
         with _reading(names):
             found = self._call(_ACQUIRE, keys, token, self._milliseconds, int(waited > 0))

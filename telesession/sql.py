@@ -5,7 +5,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -18,7 +18,7 @@ except ImportError as error:
 
 from telesession._forks import per_process
 from telesession.keyvalue import compose, parse
-from telesession.leases import Held, LeasingStore, foreign, identity
+from telesession.leases import Beat, Held, LeasingStore, foreign, identity
 from telesession.stores import Change, Payload
 
 logger = logging.getLogger("telesession")
@@ -99,7 +99,9 @@ class SQLStore(LeasingStore):
     def __repr__(self) -> str:
         return f"SQLStore({self.engine.url!r}, table={self.table.name!r})"
 
-    def acquire(self, names: Sequence[str], token: str, waited: float) -> Sequence[Payload | None]:
+    def acquire(
+        self, names: Sequence[str], token: str, waited: float, stale: Mapping[str, Beat]
+    ) -> Sequence[Payload | None]:
         sql = self._sql
 
         def run(connection: sa.Connection) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
+from telesession._checks import called
 from telesession.codecs import JSON, Codec
 from telesession.errors import SessionStoreError
 
@@ -89,6 +90,13 @@ class Store(ABC):
         """What to do about an error of the client: a sentence and a space, or nothing."""
         return ""
 
+    def refused(self, error: Exception) -> bool:
+        """Whether nothing was done, since the server refused, or was never asked.
+
+        Not where the answer may be all that is missing.
+        """
+        return False
+
     def peek(self, name: str) -> Payload | None:
         """Read one session as it is stored, or `None`, and change nothing by that.
 
@@ -98,3 +106,26 @@ class Store(ABC):
         raise SessionStoreError(
             f"{self!r} can't read a session without opening it: open it, or use a store that can."
         )
+
+
+def partly_saved(
+    store: Store, left: Sequence[str], failed: Sequence[str], error: Exception
+) -> SessionStoreError:
+    """What to raise when what was saved could not be taken back.
+
+    Args:
+        store: it failed.
+        left: the names of the sessions that stay saved.
+        failed: those among them for which saving failed, so that perhaps they were not.
+        error: why saving was given up.
+    """
+    saved = ", ".join(repr(name) for name in left if name not in failed)
+    unsure = ", ".join(map(repr, failed))
+    return SessionStoreError(
+        f"{store!r} gave up with {called(type(error))} in the middle of saving an update, and then "
+        "failed to take back what it had saved. "
+        + (f"{saved}: saved. " if saved else "")
+        + (f"{unsure}: perhaps saved. " if unsure else "")
+        + "The other sessions of the update were not saved.",
+        left[0],
+    )

@@ -35,7 +35,7 @@ class OwnStore(LeasingStore):
     def groups(self, names):
         return [[name] for name in sorted(names)] if self._grouped else [names]
 
-    def acquire(self, names, token, waited):
+    def acquire(self, names, token, waited, stale):
         with self._step:
             self._note("acquire", names)
             for name in names:
@@ -712,7 +712,7 @@ def test_lease_that_nobody_has():
     store.commit(store.open([A], TIMEOUT)[0], changed(A))
     assert store.count("renew") == 0
     until(lambda: not renewer(store))
-    assert not store._renewer._held
+    assert not store._renewer.held
 
 
 @pytest.mark.usefixtures("quick_switches")
