@@ -268,7 +268,9 @@ class LeasingStore(Store):
                     return self._acquire(groups, token, asked - start, stale, unsure), asked
                 except Held as error:
                     held = error
-                if self._is_stale(held, asked) and stale.get(held.name) != held.beat:
+                # one who did not renew one of its sessions has lost the others with it
+                gone = self._is_stale(held, asked) or held.token in dict(stale.values())
+                if gone and stale.get(held.name) != held.beat:
                     stale[held.name] = held.beat
                     continue
                 waited = time.monotonic() - start
@@ -354,6 +356,7 @@ class LeasingStore(Store):
             mine = [change for change in changes if change[0] in names]
             lease.written.append((names, mine))  # before, since it may fail after it was done
             if not self.write(names, lease.token, mine, release=False):
+                lease.written.pop()
                 return False
         lease.written = []
         if not self._let_go(lease.groups, lease.token):
