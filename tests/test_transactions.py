@@ -887,3 +887,50 @@ def test_several_keys_of_one_session(session, store):
         "session:1:1": {"n": "a"},
         "session:2:2": {"n": "b"},
     }
+
+
+# Several stores (4.1, 6.3)
+
+
+@pytest.mark.parametrize("trouble", ["the store fails, too", "others wrote since", "none"])
+def test_what_stays_saved_where_another_store_fails(trouble):
+    """6.3 What one store saved before another one failed is taken back. Where that can't be, the
+    message says which sessions stay saved."""
+    saved = []
+
+    class Failing(Leasing):
+        def open(self, names, timeout, lease=None):
+            if trouble == "the store fails, too" and saved:
+                raise ConnectionError
+            return super().open(names, timeout, lease)
+
+        def commit(self, lease, changes):
+            if changes and saved == [self]:
+                return super().commit(lease, changes)  # what was there before
+            saved.append(self)
+            if len(saved) == 2:
+                if trouble == "others wrote since":
+                    (name,) = saved[0].kept
+                    saved[0].kept[name] = "others'", None
+                super().commit(lease, ())
+                raise ConnectionError("hunter2")
+            return super().commit(lease, changes)
+
+    a, b = (with_session(property=name, store=Failing()) for name in "ab")
+
+    @a
+    @b
+    def handler(message):
+        message.a["n"] = message.b["n"] = 1
+
+    with pytest.raises(SessionStoreError) as caught:
+        handler(message())
+
+    first = saved[0]
+    left = "" if trouble == "none" else f"'{next(iter(first.kept))}': saved before"
+    assert left in str(caught.value)
+    assert ("could not be taken back" in str(caught.value)) == (trouble != "none")
+    assert isinstance(caught.value.__cause__, ConnectionError)
+    assert "hunter2" not in str(caught.value)
+    assert saved[1].kept == {}
+    assert bool(first.kept) == (trouble != "none")
