@@ -1,4 +1,4 @@
-"""``busy=``: what an update does that finds its session in use; `test_waiting` has what waits."""
+"""5.9 What an update does that finds its session in use; `test_waiting` has what waits."""
 
 import logging
 import threading

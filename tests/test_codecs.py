@@ -1,4 +1,4 @@
-"""`telesession.codecs`, contract 4.2 to 4.4: kept exactly, or refused with the path to it."""
+"""4.2 to 4.4 `telesession.codecs`: kept exactly, or refused with the path to it."""
 
 import datetime
 import enum

@@ -1,4 +1,4 @@
-"""The examples that hold conversations, each from start to end and where its users race."""
+"""5.8 The examples that hold conversations, from start to end, and where users race."""
 
 import importlib.util
 import sys

@@ -1,4 +1,4 @@
-"""What a user gets when something fails: the table in the README, each cell a test.
+"""6.3, 6.4 What a user gets when something fails: the table of faults, each cell a test.
 
 ``pytest tests/test_faults.py -k "full and redis"`` runs one cell. `MATRIX` says what its test has
 to see, and the README's table is made of it: ``python -m tests.test_faults --write README.rst``.

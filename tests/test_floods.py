@@ -1,4 +1,4 @@
-"""The floods' short form: see ``tests/floods.py``."""
+"""5.2 The floods' short form: see ``tests/floods.py``."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""`telesession.keys`, contract 3.2: every key function on every update, in one table.
+"""3.2 `telesession.keys`: every key function on every update, in one table.
 
 The rows are what the Bot API's documentation says about who and where, not what the code gives.
 """

@@ -1,4 +1,4 @@
-"""`KeyValueStore`: what it takes for a store, what it keeps there, and how it fails.
+"""6.1 `KeyValueStore`: what it takes for a store, what it keeps there, and how it fails.
 
 What every store has to keep is in `test_stores`; here is what is particular to objects with get
 and set, and to mappings. Where the store does not matter it is a plain dict.

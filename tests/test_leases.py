@@ -1,4 +1,4 @@
-"""`LeasingStore`: what it makes of the three calls that a store of one's own adds."""
+"""6.3, 6.4 `LeasingStore`: what it makes of the three calls that a store of one's own adds."""
 
 import contextlib
 import gc

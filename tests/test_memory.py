@@ -1,4 +1,4 @@
-"""`MemoryStore`: bounded, least recently used first, and really empty of what has expired.
+"""6.2 `MemoryStore`: bounded, least recently used first, and really empty of what expired.
 
 What every store has to keep is in `test_stores`.
 """

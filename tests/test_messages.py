@@ -1,4 +1,4 @@
-"""Kind to beginners: a message says what was wrong and what to do, and never shows a session.
+"""7.1 Kind to beginners: a message says what was wrong and what to do, and shows no session.
 
 Those of wrong options are in `test_declaration`.
 """
@@ -194,7 +194,7 @@ def test_a_state_of_the_bot_itself(codec):
 
 
 def test_a_long_key():
-    """7 Keys are content, too: a message shows no more than their beginning."""
+    """7.1 Keys are content, too: a message shows no more than their beginning."""
     with says(SessionDataError, "session['a note: aaaa", "...]") as caught:
         handle(f"message.session['a note: ' + 'a' * 40 + '{SECRET}'] = {{1}}", store={})
 
@@ -286,7 +286,7 @@ def test_a_store_that_fails_after_the_handler_did(caplog):
 
 
 def test_the_errors_say_what_they_are_for():
-    """7 Every error has a docstring, for those who look it up."""
+    """7.1 Every error has a docstring, for those who look it up."""
     classes = [each for _, each in inspect.getmembers(errors, inspect.isclass)]
 
     assert len(classes) == 7

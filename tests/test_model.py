@@ -1,4 +1,4 @@
-"""All or nothing, contract 2.4, 2.5, 3.4, 4, 5.6 and 5.7: random updates against a plain model.
+"""2.4, 2.5, 3.4, 4.1, 5.6, 5.7 All or nothing: random updates against a plain model.
 
 Handlers run random programs on real messages. The model runs the same programs on dicts of its
 own, and says what every handler has to find, what is written, and what is left in the end.

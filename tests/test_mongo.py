@@ -1,4 +1,4 @@
-"""`MongoStore`: what is in the database, and what becomes of sessions when the server fails."""
+"""6.4 `MongoStore`: what is in the database, and what becomes of sessions in trouble."""
 
 import gc
 import json

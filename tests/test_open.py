@@ -1,4 +1,4 @@
-"""`Declaration.open`: a session outside a handler, as safe as inside."""
+"""5.6 `Declaration.open`: a session outside a handler, as safe as inside."""
 
 import threading
 

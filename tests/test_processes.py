@@ -1,4 +1,4 @@
-"""What several processes do to one store, for every store that leases."""
+"""5.1, 6.4 What several processes do to one store, for every store that leases."""
 
 import itertools
 import os

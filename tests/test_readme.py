@@ -126,7 +126,7 @@ def test_a_filter_that_looks(readme):
 
 
 def test_starting_anew(readme):
-    """4.5, 7 What can't be read is removed, and what could only not be saved is not."""
+    """4.5, 7.1 What can't be read is removed, and what could only not be saved is not."""
     default_store.commit(*unread(default_store, "session:1:1"))
     with readme.session.open(key="2:2") as data:
         data["n"] = 1

@@ -1,4 +1,4 @@
-"""`RedisStore` on real Valkey servers: what the contract suite does not ask of every store."""
+"""6.4 `RedisStore` on real servers: what the contract suite does not ask of every store."""
 
 import pickle
 import threading

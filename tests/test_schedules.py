@@ -1,4 +1,4 @@
-"""The locks under a scheduler, in its short form: see ``tests/schedules.py``."""
+"""5.1, 5.2 The locks under a scheduler, in its short form: see ``tests/schedules.py``."""
 
 import pytest
 

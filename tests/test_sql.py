@@ -1,4 +1,4 @@
-"""`SQLStore` on real databases: what the contract suite does not ask of every store."""
+"""6.4 `SQLStore` on real databases: what the contract suite does not ask of every store."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""What every store has to keep: sections 4, 5 and 6 of the contract, on each of `BACKENDS`."""
+"""4.1 to 4.6, 5.1 to 5.5, 6.1, 6.3 What every store has to keep, on each of `BACKENDS`."""
 
 import datetime
 import json

@@ -1,4 +1,4 @@
-"""Waiting for a session: the line, cycles in it, and who serves the bot meanwhile."""
+"""5.2, 5.4 Waiting for a session: the line, cycles in it, and who serves the bot meanwhile."""
 
 import contextlib
 import threading

@@ -1,4 +1,4 @@
-"""`Declaration.when`: which handler an update is for, decided while the session is locked."""
+"""5.8 `Declaration.when`: which handler an update is for, decided while it is locked."""
 
 import contextlib
 import functools
