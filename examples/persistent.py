@@ -8,8 +8,12 @@ Needs ``pip install "telesession[sql]"``. Without BOT_TOKEN it chats in the term
 import os
 from typing import Any
 
-import sqlalchemy
 import telebot
+
+try:
+    import sqlalchemy
+except ImportError:
+    raise SystemExit('This example needs SQLAlchemy: pip install "telesession[sql]"') from None
 
 from telesession import terminal, with_session
 from telesession.sql import SQLStore

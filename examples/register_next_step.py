@@ -17,8 +17,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-import sqlalchemy
 import telebot
+
+try:
+    import sqlalchemy
+except ImportError:
+    raise SystemExit('This example needs SQLAlchemy: pip install "telesession[sql]"') from None
 
 from telesession import terminal, with_session
 from telesession.sql import SQLStore

@@ -18,9 +18,13 @@ import time
 import uuid
 from typing import Any
 
-import redis
 import telebot
 from telebot import apihelper, types
+
+try:
+    import redis
+except ImportError:
+    raise SystemExit('This example needs redis-py: pip install "telesession[redis]"') from None
 
 from telesession import terminal, with_session
 from telesession.redis import RedisStore
