@@ -180,7 +180,7 @@ _NAMES = {
 }
 
 
-def _is_update(value: Any) -> bool:
+def is_update(value: Any) -> bool:
     """Whether it is what pyTelegramBotAPI hands to handlers."""
     kind = type(value)
     for base in kind.__mro__:
@@ -191,7 +191,7 @@ def _is_update(value: Any) -> bool:
     return False
 
 
-def _may_be(value: Any) -> bool:
+def may_be(value: Any) -> bool:
     """Whether it may stand for an update, in a test."""
     if isinstance(value, (type(None), int, float, str, bytes, dict, list, tuple, set, frozenset)):
         return False
@@ -216,10 +216,10 @@ def _finder(handler: Callable[..., Any]) -> tuple[Callable[..., Any], int]:
     def find(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         given = [*args, *kwargs.values()]
         for value in given:
-            if _is_update(value):
+            if is_update(value):
                 _check_call(handler, signature, args, kwargs)
                 return value
-        likely = [value for value in [*args[position:], *kwargs.values()] if _may_be(value)]
+        likely = [value for value in [*args[position:], *kwargs.values()] if may_be(value)]
         for value in [*filter(_has_sender, likely), *likely]:
             _check_call(handler, signature, args, kwargs)
             _check_mock(value)

@@ -6,21 +6,32 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, Protocol, TypeAlias, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, Protocol, TypeVar, overload
 
 from telesession import keys as key_functions
 from telesession._checks import checked_callable, checked_seconds, is_bare
-from telesession._handler import Condition, wrap
-from telesession._options import Options, check_known
+from telesession._handler import Condition, is_update, may_be, wrap
+from telesession._options import Busy, Options, check_known
 from telesession._several import listed, peeked
 from telesession._visit import Wide, in_use
+from telesession.codecs import Codec
 from telesession.errors import SessionUnavailable
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 _P = ParamSpec("_P")
-_One: TypeAlias = AbstractContextManager[dict[str, Any]]
-_Several: TypeAlias = AbstractContextManager[list[dict[str, Any]]]
+if TYPE_CHECKING:  # Python has defaults of type variables from 3.13 on
+    from typing_extensions import TypeVar as TypeVarWithDefault
+
+    Data = TypeVarWithDefault("Data", default=dict[str, Any])
+else:
+    Data = TypeVar("Data")
 _MISSING: Any = object()
+_SEVERAL = "open(keys=['1:99', '2:99'])"
+_OF_UPDATES = "open(keys=[session.key(message), session.key(reply)])"
+_KEYS = {  # of our key functions, by their id, those whose keys are parts of the update
+    id(key_functions.user): "message.from_user.id",
+    id(key_functions.chat): "message.chat.id",
+}
 _BARE = "when goes above a handler with parentheses: @session.when(step='name')"
 
 
@@ -32,8 +43,11 @@ class _Mistakes:
         def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
             raise TypeError(_NO_SESSION.format(property=self.property))
 
-        __getitem__ = __setitem__ = __delitem__ = __contains__ = __iter__ = _refuse
+        __getitem__ = __setitem__ = __delitem__ = __contains__ = __iter__ = __len__ = _refuse
         __enter__ = __exit__ = _refuse
+
+        def __bool__(self) -> bool:  # which would else ask for the length
+            return True
 
         def __getattr__(self, name: str) -> NoReturn:
             what = f"'Declaration' object has no attribute {name!r}"
@@ -49,8 +63,11 @@ _NO_SESSION = (
 )
 
 
-class Declaration(_Mistakes):
-    """One session as `with_session` declares it; decorates any number of handlers."""
+class Declaration(_Mistakes, Generic[Data]):
+    """One session as `with_session` declares it; decorates any number of handlers.
+
+    To type checkers a session is the `TypedDict` that ``initial`` is, or else a ``dict[str, Any]``.
+    """
 
     def __init__(self, options: Options) -> None:
         self._options = options
@@ -86,7 +103,9 @@ class Declaration(_Mistakes):
         return wrap(self._options, handler)
 
     def when(
-        self, *conditions: Callable[..., object], **values: object
+        self,
+        *conditions: Callable[[Data], object] | Callable[[Data, Any], object],
+        **values: object,
     ) -> Callable[[Handler], Handler]:
         """A decorator for a handler that is for some states of the session only.
 
@@ -135,16 +154,18 @@ class Declaration(_Mistakes):
         return decorate
 
     @overload
-    def open(self, update: Any, *, apart: bool = False) -> _One: ...
+    def open(self, update: Any, *, apart: bool = False) -> AbstractContextManager[Data]: ...
     @overload
-    def open(self, *, key: str | int, apart: bool = False) -> _One: ...
+    def open(self, *, key: str | int, apart: bool = False) -> AbstractContextManager[Data]: ...
     @overload
-    def open(self, *, keys: Sequence[str | int], apart: bool = False) -> _Several: ...
+    def open(
+        self, *, keys: Sequence[str | int], apart: bool = False
+    ) -> AbstractContextManager[list[Data]]: ...
     @contextlib.contextmanager
     def open(
         self,
         update: Any = _MISSING,
-        *,
+        *more: Any,
         key: Any = _MISSING,
         keys: Sequence[Any] = _MISSING,
         apart: bool = False,
@@ -179,13 +200,7 @@ class Declaration(_Mistakes):
             SessionBusy: others had it for ``lock_timeout`` seconds, or wait for this one.
             SessionError: as a handler would.
         """
-        given = [one is not _MISSING for one in (update, key, keys)]
-        no_keys = keys is not _MISSING and not isinstance(keys, (list, tuple))
-        if sum(given) != 1 or no_keys or isinstance(update, (str, int, dict, type(None))):
-            raise TypeError(
-                "open takes an update, a key or keys: open(message), open(key='42:99') or "
-                "open(keys=['1:99', '2:99'])"
-            )
+        self._check("open", update, key, keys, more)
         names = [self._name(update, one) for one in (keys if keys is not _MISSING else [key])]
         if len(set(names)) < len(names):
             raise ValueError(f"open(keys={keys!r}): each key may be given once only")
@@ -214,10 +229,10 @@ class Declaration(_Mistakes):
         return (name[len(options.prefix) :] for name in names)
 
     @overload
-    def peek(self, update: Any) -> dict[str, Any] | None: ...
+    def peek(self, update: Any) -> Data | None: ...
     @overload
-    def peek(self, *, key: str | int) -> dict[str, Any] | None: ...
-    def peek(self, update: Any = _MISSING, *, key: Any = _MISSING) -> dict[str, Any] | None:
+    def peek(self, *, key: str | int) -> Data | None: ...
+    def peek(self, update: Any = _MISSING, *, key: Any = _MISSING) -> Any:
         """A copy of what is stored, or `None`: for filters and middlewares that only look.
 
         >>> session = with_session(store={"session:42:42": '{"admin":true}'})
@@ -238,7 +253,7 @@ class Declaration(_Mistakes):
             SessionDataError: what is stored can't be read.
             SessionStoreError: the store failed.
         """
-        self._check_one("peek", update, key)
+        self._check("peek", update, key)
         options = self._options
         name = options.name(update) if key is _MISSING else self._name(update, key)
         if name is None:
@@ -272,7 +287,7 @@ class Declaration(_Mistakes):
             SessionUnavailable: the update has no session.
             SessionError: as `open`.
         """
-        self._check_one("remove", update, key)
+        self._check("remove", update, key)
         with self._block([self._name(update, key)], blank=True) as (data,):
             data.clear()
 
@@ -293,12 +308,31 @@ class Declaration(_Mistakes):
             if visit.thread:
                 visit.leave()
 
-    def _check_one(self, call: str, update: Any, key: Any) -> None:
-        neither_or_both = (update is _MISSING) == (key is _MISSING)
-        if neither_or_both or isinstance(update, (str, int, dict, type(None))):
-            raise TypeError(
-                f"{call} takes an update or a key: {call}(message), {call}(key='42:99')"
-            )
+    def _check(
+        self, call: str, update: Any, key: Any, keys: Any = _MISSING, more: Sequence[Any] = ()
+    ) -> None:
+        """Refuse what names no session, or more than one, and say what to write instead."""
+        one = sum(given is not _MISSING for given in (update, key, keys)) == 1 and not more
+        listed = isinstance(keys, (list, tuple))
+        wrong = next((each for each in (keys if listed else [key]) if is_update(each)), None)
+        fits = update is _MISSING or is_update(update) or may_be(update)
+        if one and fits and wrong is None and (listed or keys is _MISSING):
+            return
+        example = _KEYS.get(id(self.key), "'42:99'")
+        what = f"an update or a key: {call}(message), {call}(key={example})"
+        if call == "open":
+            what = f"an update, a key or keys: open(message), open(key={example}) or {_SEVERAL}"
+        if more:
+            what = f"one update; several sessions are opened by their keys: {_OF_UPDATES}"
+        elif one and wrong is not None:
+            cure = _OF_UPDATES if listed else f"{call}(message)"
+            what = f"no {type(wrong).__name__} for a key: write {cure}"
+        elif one and keys is not _MISSING:
+            cure = _SEVERAL if isinstance(keys, str) else "open(keys=[*keys])"
+            what = f"a list of keys, not a {type(keys).__name__}: {cure}"
+        elif one and type(update).__module__ == "telebot.types":
+            what = f"{what}. A {type(update).__name__} is no update"
+        raise TypeError(f"{call} takes {what}")
 
     def _name(self, update: Any, key: Any) -> str:
         options = self._options
@@ -322,6 +356,20 @@ class Declaration(_Mistakes):
 class _WithSession(Protocol[_P]):
     @overload
     def __call__(self, *args: _P.args, **options: _P.kwargs) -> Declaration: ...
+    @overload
+    def __call__(
+        self,
+        *,
+        property: str = ...,
+        key: Callable[[Any], key_functions.Key] = ...,
+        ttl: float | timedelta | None = ...,
+        store: Any = ...,
+        initial: Callable[[], Data],
+        upgrade: Callable[[Data], object] | None = ...,
+        codec: Codec | None = ...,
+        lock_timeout: float | timedelta = ...,
+        busy: Busy = ...,
+    ) -> Declaration[Data]: ...
     @overload
     def __call__(self, handler: Handler, /) -> Handler: ...
 
@@ -352,7 +400,8 @@ def _taking(options: Callable[_P, Options]) -> _WithSession[_P]:
             store: where sessions are kept: a telesession store, any object with ``get`` and
                 ``set`` (or ``put``), any mutable mapping; `None` is an in-memory store shared by
                 all such declarations of the process.
-            initial: gives the data of a session that isn't stored yet, a new dict at each call.
+            initial: gives the data of a session that isn't stored yet, a new dict at each call; a
+                `TypedDict` also tells type checkers what `open`, `peek` and `when` hand out.
             upgrade: called with the data of a stored session before anything else sees it, to
                 bring it to the form of today; what it returns is ignored, and what it changed is
                 stored when the session is next written.
@@ -376,7 +425,7 @@ def _taking(options: Callable[_P, Options]) -> _WithSession[_P]:
                 f"with_session({handler!r}) takes its options by keyword, as in "
                 f"with_session({example}), and is put above a handler"
             )
-        declaration = Declaration(Options(**given))
+        declaration: Declaration = Declaration(Options(**given))
         return declaration if handler is None else declaration(handler)
 
     functools.update_wrapper(with_session, options, (), ())

@@ -396,10 +396,56 @@ MISTAKES = {
         TypeError,
         ["Handlers.right", "bot.register_message_handler(thing.right)"],
     ),
+    "len(declaration)": (lambda: len(DECLARED), TypeError, ["message.cart['n'] = 1"]),
     "open(keys=...), one text": (
         lambda: enter(DECLARED.open(keys="1:99")),
         TypeError,
         ["open(keys=['1:99', '2:99'])"],
+    ),
+    "open(keys=...), a generator": (
+        lambda: enter(DECLARED.open(keys=(f"{user}:99" for user in (1, 2)))),
+        TypeError,
+        ["a list of keys, not a generator", "open(keys=[*keys])"],
+    ),
+    "open(keys=...), a set": (
+        lambda: enter(DECLARED.open(keys={"1:99", "2:99"})),
+        TypeError,
+        ["a list of keys, not a set", "open(keys=[*keys])"],
+    ),
+    "open(keys=...), updates": (
+        lambda: enter(DECLARED.open(keys=["1:99", message()])),
+        TypeError,
+        ["no Message for a key", "open(keys=[session.key(message), session.key(reply)])"],
+    ),
+    "open of two updates": (
+        lambda: enter(DECLARED.open(message(), message())),
+        TypeError,
+        ["one update", "open(keys=[session.key(message), session.key(reply)])"],
+    ),
+    "open(key=...), an update": (
+        lambda: enter(DECLARED.open(key=message())),
+        TypeError,
+        ["no Message for a key", "write open(message)"],
+    ),
+    "peek(key=...), an update": (
+        lambda: DECLARED.peek(key=make("callback_query", UPDATES["callback_query"])),
+        TypeError,
+        ["no CallbackQuery for a key", "write peek(message)"],
+    ),
+    "open(message.from_user)": (
+        lambda: enter(DECLARED.open(message().from_user)),
+        TypeError,
+        ["open(message)", "open(key='42:99')", "A User is no update"],
+    ),
+    "open(message.from_user), keyed by the user": (
+        lambda: enter(with_session(key=keys.user).open(message().from_user)),
+        TypeError,
+        ["open(message)", "open(key=message.from_user.id)", "A User is no update"],
+    ),
+    "remove(message.chat), keyed by the chat": (
+        lambda: with_session(key=keys.chat).remove(message().chat),
+        TypeError,
+        ["remove(message)", "remove(key=message.chat.id)", "A Chat is no update"],
     ),
 }
 
@@ -440,7 +486,7 @@ def test_what_a_declaration_does_not_have():
     """1.3 Words about sessions are for what dicts have; all else fails as it always does."""
     with says(AttributeError, "'Declaration' object has no attribute 'message_handler'"):
         _ = DECLARED.message_handler
-    assert not hasattr(DECLARED, "__len__")
+    assert not hasattr(DECLARED, "__next__")
     assert DECLARED
 
 

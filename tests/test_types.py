@@ -1,15 +1,19 @@
 """mypy --strict and pyright accept a typical bot, and find what is wrong in it."""
 
+import inspect
 import shutil
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import pytest
 import telebot
 
 import telesession.types
+from telesession import with_session
 from tests.servers import unavailable
+from tests.updates import UPDATES, make
 
 BOT = Path(__file__).parent / "typed_bot.py"
 
@@ -40,3 +44,53 @@ def test_a_typical_bot(checker):
 def test_at_run_time_they_are_telebots(name):
     """So isinstance, and what the bot makes of updates, agree with the annotations."""
     assert getattr(telesession.types, name) is getattr(telebot.types, name)
+
+
+@pytest.mark.parametrize("kind", telebot.util.update_types)
+def test_every_update_has_its_type(kind):
+    """Whatever pyTelegramBotAPI hands to handlers can be annotated."""
+    name = type(make(kind, UPDATES[kind])).__name__
+
+    assert name in telesession.types.__all__
+
+
+def test_there_are_no_other_types():
+    """Each is one of an update."""
+    kinds = {type(make(kind, payload)).__name__ for kind, payload in UPDATES.items()}
+
+    assert set(telesession.types.__all__) == kinds
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="typing.get_overloads")
+def test_the_options_are_the_same_for_a_typed_dict():
+    """1.1 Type checkers see each option that there is, also beside a `TypedDict`."""
+
+    def call():
+        """Has the name by which `typing` keeps the overloads."""
+
+    call.__module__, call.__qualname__ = "telesession.declaration", "_WithSession.__call__"
+    _, typed, _ = typing.get_overloads(call)
+    given, known = (dict(inspect.signature(each).parameters) for each in (typed, with_session))
+    del given["self"]
+
+    assert list(given) == list(known)
+    for name in given.keys() - {"initial", "upgrade"}:
+        assert given[name].annotation == known[name].annotation
+
+
+class Profile(typing.TypedDict, total=False):
+    """What is in a session."""
+
+    name: str
+
+
+def test_a_typed_dict_at_run_time():
+    """1.1 It gives an empty dict, like any other ``initial``."""
+    profile = with_session(property="profile", initial=Profile, store={})
+
+    with profile.open(key="42:42") as data:
+        assert data == {}
+        data["name"] = "Ada"
+
+    assert profile.peek(key="42:42") == {"name": "Ada"}
+    assert telesession.Declaration[Profile] is not None

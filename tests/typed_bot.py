@@ -34,7 +34,17 @@ class FormMessage(types.Message):
     session: dict[str, Any]
 
 
+class FullForm(TypedDict):
+    """One that can't be empty, so that a function has to make it."""
+
+    step: str
+
+
 session = with_session(ttl=60, store=MemoryStore())
+profile = with_session(property="profile", initial=Form, key=keys.user, ttl=60)
+full = with_session(property="full", initial=lambda: FullForm(step="name"))
+assert_type(profile, Declaration[Form])
+assert_type(full, Declaration[FullForm])
 form = with_session(property="form", key=keys.user, busy="drop")
 assert_type(session, Declaration)
 assert_type(session.ttl, float | None)
@@ -76,6 +86,12 @@ def when_condition(query: CallbackQuery) -> None:
     query.session.clear()
 
 
+@profile.when(lambda p: p.get("age", 0) >= 18, name=None)
+@profile.when(lambda p, message: p.get("name") == message.text)
+def when_typed(message: FormMessage) -> int:
+    return message.form.get("age", 0)
+
+
 @with_session
 def inline(query: InlineQuery, bot: telebot.TeleBot) -> bool:
     return bool(query.session)
@@ -104,6 +120,17 @@ def outside(message: Message) -> None:
     assert_type(session.peek(message), dict[str, Any] | None)
     assert_type([*session.keys()], list[str])
     session.remove(key="42:99")
+    with profile.open(message) as mine:
+        assert_type(mine, Form)
+        mine["age"] = 30
+        mine["age"] = "30"  # type: ignore[typeddict-item] # pyright: ignore
+        mine["nmae"] = ""  # type: ignore[typeddict-unknown-key] # pyright: ignore
+    with profile.open(keys=[42, 43]) as (here, there):
+        here["age"] = there.get("age", 30)
+        there["step"] = ""  # type: ignore[typeddict-unknown-key] # pyright: ignore
+    assert_type(profile.peek(key=42), Form | None)
+    assert_type(full.peek(message), FullForm | None)
+    assert_type(when_typed(message), int)  # type: ignore[arg-type] # pyright: ignore
     session.open(message, key="42:99")  # type: ignore[call-overload] # pyright: ignore
     session.open(key=None)  # type: ignore[call-overload] # pyright: ignore
     session.peek()  # type: ignore[call-overload] # pyright: ignore
@@ -115,6 +142,13 @@ def outside(message: Message) -> None:
 with_session(busy=lambda call: bot.answer_callback_query(call.id, "One moment"))
 with_session(upgrade=lambda data: data.setdefault("cart", []))
 assert_type(with_session(ttl=60), Declaration)
+assert_type(with_session(initial=dict), Declaration)
+assert_type(with_session(initial=lambda: {"n": 0}), Declaration)
+assert_type(with_session(), Declaration[dict[str, Any]])
+with_session(upgrade=lambda data: data.setdefault("age", 30), initial=Form)
+with_session(initial=FullForm)  # type: ignore[arg-type] # pyright: ignore
+with_session(initial=Form, busy="later")  # type: ignore[call-overload] # pyright: ignore
+with_session(initial=Form, colour="red")  # type: ignore[call-overload] # pyright: ignore
 with_session(ttl="60")  # type: ignore[call-overload] # pyright: ignore
 with_session(busy="later")  # type: ignore[call-overload] # pyright: ignore
 with_session(colour="red")  # type: ignore[call-overload] # pyright: ignore
