@@ -8,16 +8,21 @@ Some lines are for the terminal itself::
     /click Yes      click the inline button "Yes"
     /inline cats    type an inline query
     /edit hello     edit the last message
+    /help           list these lines; the bot gets it, too, and may have a /help of its own
 
-End of input (Ctrl-D) ends it.
+The arrow keys edit a line, and bring back those before it, where Python has `readline`. The end of
+input (Ctrl-D, or Ctrl-Z and Enter on Windows) or Ctrl-C ends it.
 """
 
+import contextlib
 import sys
 import traceback
 from collections.abc import Callable
 from typing import Any, TextIO
 
 from telesession.testing import Answer, Chat
+
+_HELP = [line for line in (__doc__ or "").splitlines() if line.startswith("    /")]
 
 
 def run(bot: Any, *, chat: int | None = None, lines: TextIO | None = None) -> None:
@@ -30,31 +35,52 @@ def run(bot: Any, *, chat: int | None = None, lines: TextIO | None = None) -> No
 
     An error in a handler is printed with its traceback, and the chat goes on.
     """
-    lines = lines or sys.stdin
     user = 1
-    prompt = lines.isatty()
-    print("This is a chat with the bot, without Telegram. You are user 1; /as 2 makes you user 2.")
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401 (edits the lines that input reads)
+    print("This is a chat with the bot, without Telegram. You are user 1; /help lists what to do.")
     while True:
-        if prompt:
-            print(f"user {user}> ", end="", flush=True)
-        line = lines.readline()
-        if not line:
+        try:
+            line = _read(lines, f"user {user}{'' if chat is None else f' in {chat}'}> ")
+            command, _, argument = line.partition(" ")
+            if line == "/chat":
+                chat = None
+            elif command == "/as" and _number(argument) > 0:
+                user = _number(argument)
+            elif command == "/chat" and _number(argument) < 0:
+                chat = _number(argument)
+            elif command in _NEEDED:
+                print(_NEEDED[command])
+            elif line:
+                _do(Chat(bot, user=user, chat=chat), line)
+        except (EOFError, KeyboardInterrupt):
             break
-        line = line.strip()
-        if line and not prompt:
-            print(f"user {user}> {line}")
-        command, _, argument = line.partition(" ")
-        if command in ("/as", "/chat"):
-            if not argument.lstrip("-").isdecimal() and line != "/chat":
-                print(f"({command} needs a number: {command} 2)")
-            elif command == "/as":
-                user = int(argument)
-            else:
-                chat = int(argument) if argument else None
-        elif line:
-            _do(Chat(bot, user=user, chat=chat), line)
-    if prompt:
-        print()
+    if (lines or sys.stdin).isatty():
+        print()  # what comes next is not to stand beside the prompt
+
+
+def _read(lines: TextIO | None, prompt: str) -> str:
+    """The next line; `EOFError` at the end."""
+    stream = lines or sys.stdin
+    if stream is sys.stdin and stream.isatty():
+        return input(prompt).strip()
+    if stream.isatty():
+        print(prompt, end="", flush=True)
+    line = stream.readline()
+    if not line:
+        raise EOFError
+    line = line.strip()
+    if line and not stream.isatty():
+        print(f"{prompt}{line}")
+    return line
+
+
+def _number(argument: str) -> int:
+    """The number that was typed, or 0."""
+    try:
+        return int(argument)
+    except ValueError:
+        return 0
 
 
 def _do(chat: Chat, line: str) -> None:
@@ -64,6 +90,8 @@ def _do(chat: Chat, line: str) -> None:
         "/inline": chat.inline,
         "/edit": chat.edit,
     }
+    if line == "/help":
+        print(*_HELP, sep="\n")
     try:
         answers = commands[command](argument) if command in commands else chat.send(line)
     except Exception as error:
@@ -82,3 +110,9 @@ def _do(chat: Chat, line: str) -> None:
             print(f"bot> ({answer.method})")
         if answer.buttons:
             print("     " + " ".join(f"[{button}]" for button in answer.buttons))
+
+
+_NEEDED = {
+    "/as": "(/as needs a user's number: /as 2)",
+    "/chat": "(/chat needs a group's number, which is negative: /chat -100)",
+}

@@ -85,6 +85,9 @@ class Chat:
                     content = {"message": message, "chat_instance": "1", "data": data}
                     return self._ask("callback_query", user, content)
                 seen.append(found["text"])
+        if not button:
+            there = f"There are {seen}." if seen else "There is none in this chat."
+            raise LookupError(f"click which button? {there}")
         raise LookupError(f"no inline button {button!r} to click in this chat, only {seen}")
 
     def inline(self, query: str, *, user: Who | None = None, **fields: Any) -> list[Answer]:
