@@ -3,7 +3,9 @@
 Half of this makes plausible results for API calls, so that pyTelegramBotAPI can parse them.
 """
 
+import functools
 import json
+import mimetypes
 import re
 import threading
 import time
@@ -12,6 +14,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
+from pathlib import Path
 from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
@@ -66,11 +69,18 @@ class Telegram:
     def __init__(self, token: str) -> None:
         self.token = token
         number = token.partition(":")[0]
-        self._me = user_json({"id": int(number) if number.isdecimal() else 1, "first_name": "Bot"})
+        # 1 is the user of a `Chat` by default, and no user is a bot.
+        number = number if number.isdecimal() and int(number) != 1 else "1000000000"
+        self._me = user_json({"id": int(number), "first_name": "Bot"})
         self._me.update(is_bot=True, username="test_bot")
         self._chats: dict[int, JSON] = {}
         self._messages: dict[int, JSON] = {}
+        self._files: dict[
+            str, tuple[JSON, str, bytes]
+        ] = {}  # by id: as in a message, path, content
         self._pending: list[Answer] = []
+        self.refusals: list[tuple[JSON, str, JSON]] = []  #: chat, method and what it gets
+        self.meeting: threading.Barrier | None = None  #: where calls wait for each other
         self._runs: list[_Run] = []
         self._settings: tuple[bool, Any] = (True, None)
         self._numbers = count(1)
@@ -128,8 +138,16 @@ class Telegram:
             return self._chats.get(described["id"], described)
 
     def message(self, chat: JSON, sender: JSON, content: JSON) -> JSON:
-        head = {"message_id": self.number(), "date": int(time.time()), "chat": chat, "from": sender}
-        return self.keep({**head, **content})
+        who = {"sender_chat": chat} if chat["type"] == "channel" else {"from": sender}
+        head = {"message_id": self.number(), "date": int(time.time()), "chat": chat, **who}
+        if "message_thread_id" in content and (chat.get("is_forum") or chat["type"] == "private"):
+            head["is_topic_message"] = True
+        message = {**head, **content}
+        if message.get("reply_to_message"):  # one level of it, as in life
+            replied = dict(message["reply_to_message"])
+            replied.pop("reply_to_message", None)
+            message["reply_to_message"] = replied
+        return message
 
     def keep(self, message: JSON) -> JSON:
         with self._lock:
@@ -137,28 +155,76 @@ class Telegram:
         return message
 
     def messages(self, chat: JSON) -> list[JSON]:
-        """The messages of a chat, newest first."""
+        """The messages of a chat, oldest first."""
         with self._lock:
-            return [m for m in reversed(self._messages.values()) if m["chat"]["id"] == chat["id"]]
+            return [m for m in self._messages.values() if m["chat"]["id"] == chat["id"]]
+
+    def known(self, message: JSON) -> JSON:
+        """A message as it is now; one of before a restart becomes known."""
+        with self._lock:
+            return self._messages.setdefault(message["message_id"], message)
+
+    def old(self, chat: JSON, data: str) -> JSON:
+        """A message of the bot's, of before a restart, that has a button with the data."""
+        markup = {"inline_keyboard": [[{"text": data, "callback_data": data}]]}
+        content = {"text": "of before a restart", "reply_markup": markup}
+        return self.keep(self.message(chat, self._me, content))
+
+    def file(self, kind: str, given: Any) -> JSON:
+        """The fields of a message with a file, given by its id, its content, or in JSON."""
+        suffix, told = _FILES[kind]
+        if isinstance(given, (Mapping, list)):
+            return {kind: given}
+        if isinstance(given, str):
+            with self._lock:
+                found = self._files.get(
+                    given, [{"file_id": given, "file_unique_id": given, **told}]
+                )
+            thing = found[0]
+        else:
+            name, content = _read(given)
+            number = self.number()
+            ids = {"file_id": f"{kind}-{number}", "file_unique_id": f"unique-{number}"}
+            thing = {**ids, "file_size": len(content), **told}
+            if kind in _NAMED:
+                thing["file_name"] = name or f"file_{number}{suffix}"
+                guessed, _ = mimetypes.guess_type(thing["file_name"])
+                thing["mime_type"] = guessed or "application/octet-stream"
+            path = f"{kind}s/file_{number}{Path(name).suffix or suffix}"
+            with self._lock:
+                self._files[ids["file_id"]] = thing, path, content
+        if kind == "animation":  # the Bot API has it twice, for bots that know documents only
+            return {kind: thing, "document": {k: thing[k] for k in thing.keys() - told.keys()}}
+        return {kind: [thing] if kind == "photo" else thing}
+
+    def download(self, path: str) -> bytes | None:
+        """What is in the file with this ``file_path``; `None` if there is no such file."""
+        with self._lock:
+            return next((found[2] for found in self._files.values() if found[1] == path), None)
 
     def take_pending(self, chat: JSON) -> list[Answer]:
-        def here(answer: Answer) -> bool:
-            return str(answer.params.get("chat_id", chat["id"])) == str(chat["id"])
-
         with self._lock:
-            taken = [answer for answer in self._pending if here(answer)]
-            self._pending = [answer for answer in self._pending if not here(answer)]
+            taken = [answer for answer in self._pending if _is_in(chat, answer.params)]
+            self._pending = [each for each in self._pending if not _is_in(chat, each.params)]
         return taken
 
-    def call(self, method: str, params: JSON) -> str:
-        """Answer an API call, in JSON, and keep it for the update whose handler made it."""
+    def call(self, method: str, params: JSON) -> Any:
+        """Answer an API call, and keep it for the update whose handler made it."""
+        if meeting := self.meeting:
+            with suppress(threading.BrokenBarrierError):
+                meeting.wait(_PATIENCE)
         with self._lock:
+            for chat, refused, refusal in self.refusals:
+                if snake(method) == refused and _is_in(chat, params):
+                    text = json.dumps({"ok": False, **refusal})
+                    return _util.CustomRequestResponse(text, refusal["error_code"])
             result = self._result(method, params)
             if not method.startswith("get"):
                 run = self.run()
                 kept = run.answers if run else self._pending
                 kept.extend(_answers(method, params, result))
-            return json.dumps({"ok": True, "result": result}, default=str)
+            text = json.dumps({"ok": True, "result": result}, default=str)
+        return _util.CustomRequestResponse(text)
 
     def _result(self, method: str, params: JSON) -> Any:
         returns = _returns(method)
@@ -168,8 +234,13 @@ class Telegram:
             return self._me
         if method == "getChat":
             return self.chat(params["chat_id"])
+        if method == "getFile" and params["file_id"] in self._files:
+            thing, path, _ = self._files[params["file_id"]]
+            names = ("file_id", "file_unique_id", "file_size")
+            return {**{name: thing[name] for name in names}, "file_path": path}
         if method == "sendMediaGroup":
-            return [self._sent("sendMedia", {**params, "media": m}, {}) for m in params["media"]]
+            group = {**params, "media_group_id": str(self.number())}
+            return [self._sent("sendMedia", {**group, "media": m}, {}) for m in params["media"]]
         if method in ("copyMessage", "copyMessages", "forwardMessage", "forwardMessages"):
             copies = [self._sent("", params, {k: m[k] for k in m.keys() - _OWN}) for m in old]
             return copies if "message_ids" in params else copies[0]
@@ -187,7 +258,7 @@ class Telegram:
     def _sent(self, method: str, params: JSON, old: JSON) -> JSON:
         """The message that a call makes, out of an old one where there is one."""
         new = re.fullmatch("(?:send|editMessage)(Message|Text|Caption|ReplyMarkup)?(.*)", method)
-        kind = _snake(new[2]).replace("live_location", "location") if new else ""
+        kind = snake(new[2]).replace("live_location", "location") if new else ""
         if kind == "media":
             media, old = params["media"], {name: old[name] for name in old.keys() & _OWN}
             kind, params = media["type"], {**params, **media, media["type"]: media["media"]}
@@ -196,29 +267,36 @@ class Telegram:
         if "inline_keyboard" in (params.get("reply_markup") or {}):
             content["reply_markup"] = params["reply_markup"]
         chat = self.chat(params.get("chat_id", 1))
-        if "message_thread_id" in content and chat.get("is_forum"):
-            content["is_topic_message"] = True
         replied = self._messages.get((params.get("reply_parameters") or {}).get("message_id", 0))
-        if replied:  # one level of it, as in life
-            content["reply_to_message"] = {**replied, "reply_to_message": None}
-        if kind:
+        if replied:
+            content["reply_to_message"] = replied
+        if "date" in content and method.startswith("edit"):
+            content["edit_date"] = int(time.time())
+        if kind in _FILES:
+            given = params.get(kind)
+            uploaded = str(given).removeprefix("attach://")
+            content.update(self.file(kind, params.get(uploaded, given)))
+        elif kind:
             given = params.get(kind)
             thing = self._anything(params)
             thing.update(given if isinstance(given, dict) else {"file_id": str(given)})
-            content[kind] = [thing] if kind == "photo" else thing
-        return self.message(chat, self._me, content)
+            names = _FIELDS.get(kind, thing)
+            content[kind] = {name: thing[name] for name in names if name in thing}
+        return self.keep(self.message(chat, self._me, content))
 
     def _anything(self, params: JSON) -> JSON:
         """Whatever pyTelegramBotAPI may look for in the result of a call with these params."""
         who = user_json(params["user_id"]) if "user_id" in params else self._me
         values = {k: v for k, v in params.items() if isinstance(v, (str, int, float))}
-        plain = {name: values[name] for name in values.keys() - _FILES}
+        plain = {name: values[name] for name in values.keys() - _CONTENT}
         named = {"user": who, "creator": who, "chat": self.chat(params.get("chat_id", 1))}
         options = [
             {"persistent_id": str(number), "voter_count": 0, **_labelled(option)}
             for number, option in enumerate(params.get("options", []))
         ]
-        ids = {"id": str(self.number()), "location": plain, "options": options}
+        place = {name: plain[name] for name in _FIELDS["location"] if name in plain}
+        kind = {"type": "regular"} if options else {}
+        ids = {"id": str(self.number()), "location": place, "options": options, **kind}
         return {**_ANYTHING, **named, **plain, **ids}
 
 
@@ -230,8 +308,7 @@ class _Hook:
 
     def __call__(self, http_method: str, url: str, **request: Any) -> Any:
         *path, method = url.split("/")
-        with _lock:
-            known = [t for t in _telegrams.values() if {t.token, f"bot{t.token}"} & {*path}]
+        known = [each for name in path for each in _known(name.removeprefix("bot"))]
         if not known:
             send = self.before or _apihelper._get_req_session().request
             return send(http_method, url, **request)
@@ -239,15 +316,40 @@ class _Hook:
         telegram = max(reversed(known), key=lambda telegram: telegram.run() is not None)
         sent = {**(request["params"] or {}), **(request["files"] or {})}
         params = {name: _decoded(name, value) for name, value in sent.items()}
-        return _util.CustomRequestResponse(telegram.call(method, params))
+        return telegram.call(method, params)
 
 
 _lock = threading.Lock()
 _telegrams: WeakKeyDictionary[telebot.TeleBot, Telegram] = WeakKeyDictionary()
 
 
+def _known(token: str) -> list[Telegram]:
+    with _lock:
+        return [telegram for telegram in _telegrams.values() if telegram.token == token]
+
+
+@functools.cache
+def _hook_downloads() -> None:
+    """Have ``bot.download_file`` ask here first: no hook of pyTelegramBotAPI's is asked for it."""
+    before = _apihelper.download_file
+
+    @functools.wraps(before)
+    def download_file(token: str, file_path: str) -> Any:
+        known = _known(token)
+        if not known:
+            return before(token, file_path)
+        for content in (telegram.download(file_path) for telegram in known):
+            if content is not None:
+                return content
+        missing = _util.CustomRequestResponse("", 404, "Not Found")
+        raise _apihelper.ApiHTTPException("Download file", missing)
+
+    _apihelper.download_file = download_file
+
+
 def telegram_of(bot: telebot.TeleBot) -> Telegram:
     with _lock:
+        _hook_downloads()
         if not isinstance(_apihelper.CUSTOM_REQUEST_SENDER, _Hook):
             _apihelper.CUSTOM_REQUEST_SENDER = _Hook(_apihelper.CUSTOM_REQUEST_SENDER)
         return _telegrams.setdefault(bot, Telegram(bot.token))
@@ -272,8 +374,8 @@ def _chat(chat: Any) -> JSON:
     return {**described, **given, "id": int(name)}
 
 
-def written(text: str) -> JSON:
-    """A message's text, with the entities that Telegram finds commands in, in UTF-16 units."""
+def written(text: str, kind: str = "text") -> JSON:
+    """A text or caption, with the entities that Telegram finds commands in, in UTF-16 units."""
     entities = [
         {
             "type": "bot_command",
@@ -282,8 +384,30 @@ def written(text: str) -> JSON:
         }
         for command in re.finditer(r"(?<!\S)/[a-zA-Z0-9_]+(@\w+)?", text)
     ]
-    written = {"text": text, "entities": entities}
+    written = {kind: text, "entities" if kind == "text" else "caption_entities": entities}
     return {name: value for name, value in written.items() if value}
+
+
+def _is_in(chat: JSON, params: JSON) -> bool:
+    """Whether a call with these params may be about this chat."""
+    return str(params.get("chat_id", chat["id"])) == str(chat["id"])
+
+
+def _read(given: Any) -> tuple[str, bytes]:
+    """The name and the content of a file: of a path, bytes, an open file, or a name and these."""
+    name = ""
+    if isinstance(given, tuple):
+        name, given = given[:2]
+    if isinstance(given, Path):
+        return name or given.name, given.read_bytes()
+    if not isinstance(given, (bytes, bytearray)):
+        name = name or Path(str(getattr(given, "name", ""))).name
+        start = given.tell() if given.seekable() else None
+        content = given.read()
+        if start is not None:
+            given.seek(start)
+        given = content.encode() if isinstance(content, str) else content
+    return name, bytes(given)
 
 
 def _labelled(button: Any) -> Any:
@@ -297,19 +421,26 @@ def buttons_of(message: JSON) -> list[JSON]:
 
 
 def _decoded(name: str, value: Any) -> Any:
-    if isinstance(value, str) and value[:1] in ("{", "[") and name not in _NEVER_JSON:
+    """A parameter as Telegram takes it, for which a number will do where it wants a text."""
+    if name in _TEXTS:
+        return str(value)
+    if isinstance(value, str) and value[:1] in ("{", "["):
         with suppress(ValueError):
-            return json.loads(value)
+            return json.loads(value, object_hook=_with_texts)
     return value
 
 
-def _snake(name: str) -> str:
+def _with_texts(found: JSON) -> JSON:
+    return {k: str(v) if k in _TEXTS and type(v) is int else v for k, v in found.items()}
+
+
+def snake(name: str) -> str:
     return re.sub("(?<!^)[A-Z]", lambda capital: f"_{capital[0]}", name).lower()
 
 
 def _returns(method: str) -> set[str]:
     """What an API method returns: the names in pyTelegramBotAPI's annotation, or the likely."""
-    function = getattr(telebot.TeleBot, _snake(method), None)
+    function = getattr(telebot.TeleBot, snake(method), None)
     declared = getattr(function, "__annotations__", {}).get("return")
     if declared is not None:
         return set(re.findall(r"\w+", str(declared)))
@@ -329,24 +460,59 @@ def _answers(method: str, params: JSON, result: Any) -> list[Answer]:
 
 
 _OWN = {"message_id", "date", "chat", "from", "reply_markup"}
-_FILES = {"photo", "thumbnail", "cover", "media"}
+_PATIENCE = 0.1  # seconds until a call goes on alone, since the others are held up or have none
+_CONTENT = {"photo", "thumbnail", "cover", "media"}
 _COPIED = {
     *("text", "caption", "entities", "caption_entities"),
-    *("message_thread_id", "business_connection_id"),
+    *("message_thread_id", "business_connection_id", "media_group_id"),
 }
-_NEVER_JSON = {"text", "caption", "title", "description", "question", "explanation", "payload"}
+_TEXTS = {
+    *("text", "caption", "title", "description", "question", "explanation", "payload"),
+    "callback_data",
+}
+_NAMED = {"document", "video", "audio", "animation"}
+#: By kind of file: the end of its name, and what Telegram tells of it besides its id.
+_FILES: dict[str, tuple[str, JSON]] = {
+    "photo": (".jpg", {"width": 800, "height": 800}),
+    "document": ("", {}),
+    "video": (".mp4", {"width": 1280, "height": 720, "duration": 1}),
+    "animation": (".mp4", {"width": 320, "height": 240, "duration": 1}),
+    "video_note": (".mp4", {"length": 240, "duration": 1}),
+    "audio": (".mp3", {"duration": 1}),
+    "voice": (".oga", {"duration": 1, "mime_type": "audio/ogg"}),
+    "sticker": (
+        ".webp",
+        {"type": "regular", "width": 512, "height": 512, "is_animated": False, "is_video": False},
+    ),
+}
+FILES = _FILES.keys()
+#: By kind of content that a bot sends: what Telegram tells of it, where that is known.
+_FIELDS = {
+    "contact": ("phone_number", "first_name", "last_name", "vcard"),
+    "dice": ("emoji", "value"),
+    "location": ("latitude", "longitude", "horizontal_accuracy", "live_period", "heading"),
+    "venue": ("location", "title", "address", "foursquare_id", "google_place_id"),
+    "poll": (
+        *("id", "question", "options", "total_voter_count", "is_closed", "is_anonymous", "type"),
+        *("allows_multiple_answers", "allows_revoting", "members_only", "open_period"),
+    ),
+}
 # pyTelegramBotAPI's types ignore fields they don't know, so one object can stand for any of them.
 _ANYTHING: JSON = {
     name: value
     for names, value in (
         ("name title description short_description question url start_parameter", ""),
         ("gifts transactions stickers boosts audios photos photo paid_media tasks blocks", []),
-        ("total_count amount total_amount pending_update_count icon_color date", 0),
+        (
+            "total_count total_voter_count amount total_amount pending_update_count icon_color date",
+            0,
+        ),
         ("value width height length duration star_count message_thread_id user_chat_id", 1),
         ("is_animated is_video is_enabled is_primary is_revoked is_access_restricted", False),
         ("is_anonymous has_custom_certificate creates_join_request can_manage_chat", False),
         ("can_delete_messages can_manage_video_chats can_restrict_members", False),
-        ("can_promote_members can_change_info can_invite_users", False),
+        ("can_promote_members can_change_info can_invite_users is_closed", False),
+        ("allows_multiple_answers allows_revoting members_only", False),
         ("file_id file_unique_id file_path inline_message_id", "1"),
         ("expiration_date", 1),
         ("status", "member"),

@@ -9,17 +9,32 @@
 
 Updates go the way they go in life: JSON, `telebot.types.Update`, ``bot.process_new_updates``. The
 bot's calls are answered through ``telebot.apihelper.CUSTOM_REQUEST_SENDER``, for bots that have a
-`Chat` only; what a test sets there later is asked first, and may make Telegram refuse. The one call
-that pyTelegramBotAPI makes past that hook is ``bot.download_file``.
+`Chat` only; what a test sets there later is asked first. ``bot.download_file`` is answered, too.
 """
 
+import contextlib
 import inspect
+import json
+import sys
+import threading
 import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import telebot
 
-from telesession._telegram import JSON, Answer, Who, buttons_of, telegram_of, user_json, written
+from telesession._telegram import (
+    FILES,
+    JSON,
+    Answer,
+    Who,
+    buttons_of,
+    snake,
+    telegram_of,
+    user_json,
+    written,
+)
 
 __all__ = ["Answer", "Chat"]
 
@@ -52,43 +67,111 @@ class Chat:
         self._bot: Any = bot
         self._telegram = telegram_of(bot)
         self.user = user_json(user)
-        private = {"id": self.user["id"], "first_name": self.user["first_name"]}
+        names = ("id", "first_name", "last_name", "username")
+        private = {name: self.user[name] for name in names if name in self.user}
         self.chat = self._telegram.chat(private if chat is None else chat)
         self._query = ""
 
+    @property
+    def messages(self) -> list[JSON]:
+        """All messages of this chat, the users' and the bot's, in JSON, oldest first."""
+        return self._telegram.messages(self.chat)
+
     def send(self, text: str = "", *, user: Who | None = None, **fields: Any) -> list[Answer]:
-        """Send a message, with any further fields of it: ``send("hi", message_thread_id=3)``."""
-        content = {**written(text), **fields}
-        return self.update(message=self._telegram.message(self.chat, self._who(user), content))
+        """Send a message, with any further fields of it: ``send("hi", message_thread_id=3)``.
+
+        ::
+
+            chat.send("Look!", photo=b"...")  # the text is its caption
+            chat.send(document=Path("cv.pdf"))
+            chat.send(contact="+44123")  # the user's own
+            chat.send("Yes", reply_to_message=chat.messages[-1])  # or an `Answer`
+
+        A file (photo, document, video, audio, voice, ...) is given as bytes, a path, an open file
+        or a pair of a name and one of these, and can be downloaded by the bot; or by the
+        ``file_id`` of one that was sent before; or in JSON.
+        """
+        return self._send([self._written(text, user, fields)])
+
+    def album(
+        self,
+        files: Sequence[Any],
+        text: str = "",
+        *,
+        user: Who | None = None,
+        **fields: Any,
+    ) -> list[Answer]:
+        """Send files as one album: photos, or others by their kind, ``[{"video": b"..."}]``.
+
+        Each is a message of its own. The text is the caption of the first.
+        """
+        group = {**fields, "media_group_id": str(self._telegram.number())}
+        kinds = [file if isinstance(file, Mapping) else {"photo": file} for file in files]
+        captions = [text, *[""] * len(kinds)]
+        return self._send(
+            [self._written(each, user, {**group, **kind}) for each, kind in zip(captions, kinds)]
+        )
+
+    def message(self, text: str = "", *, user: Who | None = None, **fields: Any) -> Any:
+        """The message that `send` would send, unsent: for what takes one, such as `peek`.
+
+        ``session.peek(chat.message(user=8))`` looks at the session that user 8 has in this chat,
+        and ``session.key(chat.message(user=8))`` is its key.
+        """
+        message: Any = telebot.types.Message
+        return message.de_json(json.dumps(self._written(text, user, fields)))
 
     def edit(self, text: str = "", *, user: Who | None = None, **fields: Any) -> list[Answer]:
         """Edit the newest message that the user sent here; `LookupError` if there is none."""
         who = self._who(user)
-        for old in self._telegram.messages(self.chat):
-            # The bot's id is its token's, so it may equal a user's.
-            if old["from"]["id"] == who["id"] and not old["from"]["is_bot"]:
-                kept = {name: value for name, value in old.items() if name != "entities"}
-                new = {**kept, **written(text), "edit_date": int(time.time()), **fields}
-                return self.update(edited_message=self._telegram.keep(new))
+        for old in reversed(self.messages):
+            sender = old.get("from", who)
+            # A user may be given the id of the bot.
+            if sender["id"] == who["id"] and not sender["is_bot"]:
+                kind = "text" if "text" in old else "caption"
+                kept = {k: v for k, v in old.items() if k not in ("entities", "caption_entities")}
+                new = {**kept, **written(text, kind), "edit_date": int(time.time()), **fields}
+                return self._send([new], "edited_")
         raise LookupError(f"user {who['id']} has sent no message here that could be edited")
 
-    def click(self, button: str, *, user: Who | None = None) -> list[Answer]:
+    def click(
+        self,
+        button: str = "",
+        *,
+        data: str | None = None,
+        message: Answer | JSON | None = None,
+        user: Who | None = None,
+    ) -> list[Answer]:
         """Click an inline button, by its label or callback data, on the newest message with it.
 
-        Raises `LookupError`, which names the buttons that there are, if no message has it.
+        Args:
+            button: the label, or the data. `LookupError`, which names the buttons that there are,
+                if no message has it; or
+            data: the data alone. Where no message has such a button, it is one of before a restart.
+            message: the message to click on, also one that is older, or of before a restart: an
+                `Answer`, or its ``result``.
+            user: who clicks.
         """
+        shown = [self._telegram.known(_json(message))] if message else self.messages[::-1]
         seen = []
-        for message in self._telegram.messages(self.chat):
-            for found in buttons_of(message):
-                data = found.get("callback_data")
-                if data is not None and button in (found["text"], data):
-                    content = {"message": message, "chat_instance": "1", "data": data}
-                    return self._ask("callback_query", user, content)
+        for each in shown:
+            for found in buttons_of(each):
+                held = found.get("callback_data")
+                if held is not None and (held == data or button in (found["text"], held)):
+                    return self._click(each, held, user)
                 seen.append(found["text"])
+        if data is not None:
+            old = shown[0] if message else self._telegram.old(self.chat, data)
+            return self._click(old, data, user)
         if not button:
             there = f"There are {seen}." if seen else "There is none in this chat."
             raise LookupError(f"click which button? {there}")
         raise LookupError(f"no inline button {button!r} to click in this chat, only {seen}")
+
+    def _click(self, message: JSON, data: str, user: Who | None) -> list[Answer]:
+        instance = str(self.chat["id"])
+        content = {"message": message, "chat_instance": instance, "data": data}
+        return self._ask("callback_query", user, content)
 
     def inline(self, query: str, *, user: Who | None = None, **fields: Any) -> list[Answer]:
         """Type an inline query in this chat, with any further fields of it: ``offset="50"``."""
@@ -99,8 +182,8 @@ class Chat:
 
     def choose(self, result: Answer, *, user: Who | None = None) -> list[Answer]:
         """Choose one of the results of the last `inline`: a chosen_inline_result update."""
-        content = {"result_id": result.params["id"], "query": self._query}
-        return self._ask("chosen_inline_result", user, content)
+        chosen = {"result_id": result.params["id"], "query": self._query, "from": self._who(user)}
+        return self.update(chosen_inline_result=chosen)
 
     def update(self, **fields: Any) -> list[Answer]:
         """Send any other update, in JSON: ``update(poll_answer={"user": chat.user, ...})``.
@@ -116,9 +199,103 @@ class Chat:
         """Take what the bot sent here outside of its handlers, from a timer or thread."""
         return self._telegram.take_pending(self.chat)
 
+    def together(self, *acts: str | Callable[[], list[Answer]]) -> list[list[Answer]]:
+        """Have several updates handled at once, as a bot's worker threads would, to see a race.
+
+        ::
+
+            chat.together("Ann", "30")  # two quick messages
+            chat.together(lambda: chat.click("Buy"), lambda: other_chat.click("Buy"))
+
+        Args:
+            acts: texts to send, or functions; each is run in a thread of its own.
+
+        Returns what each of them gave, in their order, when all have ended; what one raised is
+        raised here. They take turns as often as Python can, and where they call Telegram, they wait
+        for each other for up to a tenth of a second: handlers that nothing keeps apart meet there.
+        """
+        start, meeting = threading.Barrier(len(acts)), threading.Barrier(len(acts))
+
+        def run(act: str | Callable[[], list[Answer]]) -> list[Answer]:
+            start.wait()
+            try:
+                return self.send(act) if isinstance(act, str) else act()
+            finally:
+                meeting.abort()
+
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)
+        self._telegram.meeting = meeting
+        try:
+            with ThreadPoolExecutor(len(acts)) as threads:
+                running = [threads.submit(run, act) for act in acts]
+            return [each.result() for each in running]
+        finally:
+            sys.setswitchinterval(interval)
+            self._telegram.meeting = None
+
+    @contextlib.contextmanager
+    def refuse(
+        self,
+        method: str,
+        description: str = "Forbidden: bot was blocked by the user",
+        *,
+        code: int = 403,
+        **parameters: Any,
+    ) -> Iterator[None]:
+        """Have Telegram refuse calls of the bot's in this chat: `ApiTelegramException` for it.
+
+        ::
+
+            with chat.refuse("send_message"):
+                chat.send("/news")
+            with chat.refuse("send_message", "Too Many Requests", code=429, retry_after=5):
+                chat.send("/news")
+
+        Args:
+            method: of the bot, or of the Bot API: "send_message" or "sendMessage".
+            description: Telegram's words.
+            code: the ``error_code``, an HTTP status.
+            parameters: what else Telegram says, for programs.
+        """
+        name = snake(method)
+        if not hasattr(telebot.TeleBot, name):
+            raise TypeError(f"pyTelegramBotAPI has no method {method!r} that could be refused")
+        error = {"error_code": code, "description": description}
+        refusal = self.chat, name, {**error, **({"parameters": parameters} if parameters else {})}
+        self._telegram.refusals.append(refusal)
+        try:
+            yield
+        finally:
+            self._telegram.refusals.remove(refusal)
+
     def _who(self, user: Who | None) -> JSON:
         return self.user if user is None else user_json(user)
+
+    def _written(self, text: str, user: Who | None, fields: JSON) -> JSON:
+        """A message with the fields as the user gave them."""
+        who, content = self._who(user), dict(fields)
+        if "reply_to_message" in content:
+            content["reply_to_message"] = _json(content["reply_to_message"])
+        if isinstance(content.get("contact"), str):
+            own = {name: who[name] for name in ("first_name", "last_name") if name in who}
+            content["contact"] = {"phone_number": fields["contact"], **own, "user_id": who["id"]}
+        files = FILES & content.keys()
+        for kind in files:
+            content.update(self._telegram.file(kind, content.pop(kind)))
+        content = {**written(text, "caption" if files else "text"), **content}
+        return self._telegram.message(self.chat, who, content)
+
+    def _send(self, messages: list[JSON], kind: str = "") -> list[Answer]:
+        kind += "channel_post" if self.chat["type"] == "channel" else "message"
+        for message in messages:
+            self._telegram.keep(message)
+        return [answer for each in messages for answer in self.update(**{kind: each})]
 
     def _ask(self, kind: str, user: Who | None, content: JSON) -> list[Answer]:
         asked = {"id": str(self._telegram.number()), "from": self._who(user), **content}
         return self.update(**{kind: asked})
+
+
+def _json(message: Answer | JSON) -> JSON:
+    return message.result if isinstance(message, Answer) else message
