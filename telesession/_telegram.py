@@ -503,10 +503,8 @@ _ANYTHING: JSON = {
     for names, value in (
         ("name title description short_description question url start_parameter", ""),
         ("gifts transactions stickers boosts audios photos photo paid_media tasks blocks", []),
-        (
-            "total_count total_voter_count amount total_amount pending_update_count icon_color date",
-            0,
-        ),
+        ("total_count amount total_amount pending_update_count icon_color date", 0),
+        ("total_voter_count", 0),
         ("value width height length duration star_count message_thread_id user_chat_id", 1),
         ("is_animated is_video is_enabled is_primary is_revoked is_access_restricted", False),
         ("is_anonymous has_custom_certificate creates_join_request can_manage_chat", False),

@@ -3,14 +3,18 @@
 import inspect
 import io
 import json
+import sys
 import threading
 import typing
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import telebot
 from telebot import apihelper, types
 from telebot.handler_backends import BaseMiddleware, CancelUpdate
 
+from telesession import keys, with_session
 from telesession.testing import Answer, Chat
 
 TIMEOUT = 10
@@ -58,11 +62,11 @@ def threaded(make_bot):
     return make_bot(threaded=True)
 
 
-def record(bot, *names):
+def record(bot, *names, **options):
     """Keep each update that the bot gets under these handlers' names."""
     seen = []
     for name in names:
-        getattr(bot, f"{name}_handler")(func=lambda update: True)(seen.append)
+        getattr(bot, f"{name}_handler")(func=lambda update: True, **options)(seen.append)
     return seen
 
 
@@ -234,6 +238,237 @@ def test_ids_are_unique_for_a_bot_and_increase(bot):
 def test_only_a_telebot_has_chats():
     with pytest.raises(TypeError, match="'1:test'"):
         Chat("1:test")
+
+
+@pytest.mark.parametrize("token", ["1:test", "01:test", "2:test", "test", "123456789:AAE"])
+def test_the_user_is_not_the_bot(token):
+    """Where a token has the user's number, or none, the bot has another."""
+    bot = telebot.TeleBot(token, threaded=False, validate_token=False)
+    chat = Chat(bot)
+
+    assert chat.user["id"] == 1
+    assert bot.get_me().id != chat.user["id"]
+    assert Chat(bot, user=1).user == chat.user
+
+
+def test_a_private_chat_has_the_names_of_its_user(bot):
+    chat = Chat(bot, user={"id": 5, "first_name": "Ann", "last_name": "Lee", "username": "ann"})
+
+    names = {"first_name": "Ann", "last_name": "Lee", "username": "ann"}
+    assert chat.chat == {"id": 5, "type": "private", **names}
+
+
+def test_a_message_may_be_a_reply_to_an_answer_or_to_any_message(bot):
+    seen = record(bot, "message")
+    group = Chat(bot, chat=-100)
+
+    @bot.message_handler(commands=["ask"])
+    def ask(message):
+        bot.reply_to(message, "name?")
+
+    bot.message_handlers.insert(0, bot.message_handlers.pop())
+    [question] = group.send("/ask")
+    group.send("Ann", reply_to_message=question)
+    group.send("me, too", user=8, reply_to_message=group.messages[-1])
+
+    ann, other = seen
+    assert (ann.reply_to_message.text, ann.reply_to_message.from_user.id) == ("name?", 42)
+    assert (other.reply_to_message.text, other.reply_to_message.from_user.id) == ("Ann", 1)
+    assert other.reply_to_message.reply_to_message is None
+
+
+def test_the_messages_of_a_chat(bot):
+    """The users' and the bot's, in their order; edited ones as they are, deleted ones not."""
+    echo(bot)
+    group = Chat(bot, chat=-100)
+    group.send("a")
+    sent = group.send("b", user=8)[0].result
+    Chat(bot).send("elsewhere")
+    group.edit("c")
+    bot.delete_message(-100, sent["message_id"])
+
+    assert [message["text"] for message in group.messages] == ["c", "1: a", "b"]
+
+
+def test_posts_of_a_channel(bot):
+    seen = record(bot, "channel_post", "edited_channel_post")
+    channel = Chat(bot, chat={"id": -1001, "type": "channel", "title": "News"})
+
+    channel.send("one")
+    channel.edit("two")
+
+    assert [(post.text, post.from_user, post.sender_chat.id) for post in seen] == [
+        ("one", None, -1001),
+        ("two", None, -1001),
+    ]
+
+
+def test_a_message_that_is_not_sent(bot):
+    """What takes a message can be asked of any user here: `peek`, `open`, a key function."""
+    session = with_session(store={})
+    seen = record(bot, "message")
+    group = Chat(bot, chat=-100)
+    with session.open(group.message(user=8)) as theirs:
+        theirs["n"] = 1
+
+    assert session.key(group.message()) == "1:-100"
+    assert session.peek(key="8:-100") == session.peek(group.message(user=8)) == {"n": 1}
+    assert keys.user_topic(group.message(message_thread_id=3, is_topic_message=True)) == "1:-100:3"
+    assert (group.message("hi").text, group.message("hi").content_type) == ("hi", "text")
+    assert (seen, group.messages) == ([], [])
+
+
+# --- files ---
+
+
+def download(bot):
+    """Have the bot answer a file by what is in it."""
+
+    @bot.message_handler(content_types=telebot.util.content_type_media)
+    def handler(message):
+        found = getattr(message, message.content_type)
+        found = found[-1] if message.content_type == "photo" else found
+        path = bot.get_file(found.file_id).file_path
+        bot.reply_to(message, f"{message.content_type} {bot.download_file(path).decode()}")
+
+
+KINDS = ["photo", "document", "video", "animation", "audio", "voice", "video_note", "sticker"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_can_be_downloaded(bot, kind):
+    download(bot)
+
+    assert Chat(bot).send(**{kind: b"content"}) == [f"{kind} content"]
+
+
+def test_files_are_given_as_one_has_them(bot, tmp_path):
+    seen = record(bot, "message", content_types=["document"])
+    path = tmp_path / "cv.pdf"
+    path.write_bytes(b"content")
+    chat = Chat(bot)
+    stream = io.BytesIO(b"content")
+    stream.name = "/home/ann/cv.pdf"
+
+    with path.open("rb") as file:
+        for given in (path, file, stream, ("cv.pdf", b"content"), ("cv.pdf", io.BytesIO(b"x"))):
+            chat.send(document=given)
+        assert file.read() == b"content"
+
+    documents = [message.document for message in seen]
+    assert [(d.file_name, d.mime_type) for d in documents] == [("cv.pdf", "application/pdf")] * 5
+    assert [document.file_size for document in documents] == [7, 7, 7, 7, 1]
+    assert len({document.file_id for document in documents}) == 5
+    assert len({document.file_unique_id for document in documents}) == 5
+    assert Path(bot.get_file(documents[0].file_id).file_path).suffix == ".pdf"
+
+
+def test_a_file_of_before_has_its_id(bot):
+    seen = record(bot, "message", content_types=["document"])
+    chat = Chat(bot)
+    chat.send(document=("cv.pdf", b"content"))
+
+    chat.send(document=seen[0].document.file_id)
+    bot.send_document(1, seen[0].document.file_id)
+
+    again, by_the_bot = seen[1].document, chat.messages[-1]["document"]
+    assert (again.file_id, again.file_name) == (seen[0].document.file_id, "cv.pdf")
+    assert by_the_bot["file_name"] == "cv.pdf"
+
+
+def test_a_file_of_the_bot_can_be_downloaded(bot):
+    Chat(bot)
+    sent = [
+        bot.send_photo(1, io.BytesIO(b"0")).photo[-1],
+        bot.send_document(1, types.InputFile(io.BytesIO(b"1"), "cv.pdf")).document,
+        bot.send_document(1, b"2", visible_file_name="cv.pdf").document,
+        *(m.photo[-1] for m in bot.send_media_group(1, [types.InputMediaPhoto(io.BytesIO(b"3"))])),
+    ]
+
+    paths = [bot.get_file(each.file_id).file_path for each in sent]
+    assert [bot.download_file(path) for path in paths] == [b"0", b"1", b"2", b"3"]
+    assert [each.file_name for each in sent[1:3]] == ["cv.pdf", "cv.pdf"]
+
+
+def test_a_file_that_is_not_there(bot):
+    """It is what Telegram answers, and nothing goes to the network."""
+    Chat(bot)
+
+    with pytest.raises(apihelper.ApiHTTPException, match="404"):
+        bot.download_file("nowhere")
+
+
+def test_other_bots_download_where_they_did(bot, monkeypatch):
+    class Session:
+        def get(self, url, proxies):
+            assert url == "https://api.telegram.org/file/bot9:other/path"
+            return SimpleNamespace(status_code=200, content=b"theirs")
+
+    monkeypatch.setattr(apihelper, "_get_req_session", Session)
+    Chat(bot)
+
+    assert telebot.TeleBot("9:other", threaded=False).download_file("path") == b"theirs"
+
+
+def test_a_text_beside_a_file_is_its_caption(bot):
+    seen = record(bot, "message", "edited_message", content_types=["photo"])
+    chat = Chat(bot)
+
+    chat.send("/look at this", photo=b"...")
+    chat.edit("and /this")
+
+    sent, edited = seen
+    assert (sent.text, sent.caption, edited.text, edited.caption) == (
+        *(None, "/look at this"),
+        *(None, "and /this"),
+    )
+    assert [(e.offset, e.length) for e in sent.caption_entities] == [(0, 5)]
+    assert [(e.offset, e.length) for e in edited.caption_entities] == [(4, 5)]
+    assert sent.entities is edited.entities is None
+
+
+def test_an_album(bot):
+    """As many messages, one after the other, that belong together; the first has the text."""
+    seen = []
+
+    @bot.message_handler(content_types=["photo", "video"])
+    def handler(message):
+        seen.append(message)
+        bot.reply_to(message, "ok")
+
+    group = Chat(bot, chat=-100)
+
+    group.album([b"1", {"video": b"2", "caption": "two"}, {"photo": b"3"}], "All", user=8)
+    group.album([b"4"])
+
+    assert [message.content_type for message in seen] == ["photo", "video", "photo", "photo"]
+    assert [message.caption for message in seen] == ["All", "two", None, None]
+    assert [message.from_user.id for message in seen] == [8, 8, 8, 1]
+    one, two, three, other = (message.media_group_id for message in seen)
+    assert one == two == three != other
+    assert [each.get("text") for each in group.messages[:6]] == [None] * 3 + ["ok"] * 3
+
+
+def test_answers_to_an_album(bot):
+    download(bot)
+
+    assert Chat(bot).album([b"1", {"document": b"2"}]) == ["photo 1", "document 2"]
+
+
+def test_a_user_shares_their_contact(bot):
+    seen = record(bot, "message", content_types=["contact"])
+    ann = {"id": 5, "first_name": "Ann", "last_name": "Lee"}
+    group = Chat(bot, chat=-100)
+
+    group.send(contact="+44123", user=ann)
+    group.send(contact={"phone_number": "+1", "first_name": "Bob"}, user=ann)
+
+    own, others = (message.contact for message in seen)
+    assert (own.phone_number, own.first_name, own.last_name, own.user_id) == (
+        *("+44123", "Ann", "Lee"),
+        5,
+    )
+    assert (others.phone_number, others.user_id) == ("+1", None)
 
 
 # --- answers ---
@@ -434,6 +669,219 @@ def test_a_button_without_data_can_not_be_clicked(bot):
 def bot_message(bot, **options):
     Chat(bot)
     return bot.send_message(1, "text", **options)
+
+
+@pytest.mark.parametrize("make", ["inline", "reply"])
+def test_a_label_that_is_a_number(bot, make):
+    """Telegram takes a number for a text, and gives it back as one."""
+    seen = record(bot, "callback_query")
+    if make == "inline":
+        row = [types.InlineKeyboardButton(n, callback_data=n + 100) for n in (14, 15)]
+        markup = types.InlineKeyboardMarkup([row])
+    else:
+        markup = types.ReplyKeyboardMarkup()
+        markup.keyboard = [[{"text": 14}, {"text": 15}]]
+    sent = bot_message(bot, reply_markup=markup)
+    chat = Chat(bot)
+    [answer] = chat.pending()
+
+    assert answer.buttons == ["14", "15"]
+    if make == "inline":
+        chat.click("15")
+        chat.click("114")
+        assert [query.data for query in seen] == ["115", "114"]
+        shown = sent.reply_markup.keyboard[0][1]
+        assert (shown.text, shown.callback_data) == ("15", "115")
+
+
+def test_a_text_that_is_a_number(bot):
+    sent = bot_message(bot, reply_markup=None)
+    assert bot.edit_message_text(15, 1, sent.message_id).text == "15"
+    assert bot.send_message(1, 15).text == "15"
+
+
+def test_a_button_of_before_a_restart_is_clicked_by_its_data(bot):
+    seen = record(bot, "callback_query")
+    chat = Chat(bot, chat=-100)
+
+    chat.click(data="menu")
+    bot.edit_message_text("again", -100, chat.messages[-1]["message_id"])
+
+    [query] = seen
+    assert (query.data, query.message.chat.id, query.message.from_user.id) == ("menu", -100, 42)
+    assert [message["text"] for message in chat.messages] == ["again"]
+
+
+def test_data_is_looked_for_first(bot):
+    """The button that the bot has sent is the one, where there is one."""
+    seen = record(bot, "callback_query")
+    buttons = keyboard(**{"15": "day:15", "Day 15": "15"})
+    sent = bot_message(bot, reply_markup=buttons)
+    chat = Chat(bot)
+
+    chat.click(data="15")
+    chat.click("15")
+
+    assert [query.data for query in seen] == ["15", "day:15"]
+    assert {query.message.message_id for query in seen} == {sent.message_id}
+
+
+def test_an_older_message_can_be_clicked(bot):
+    seen = record(bot, "callback_query")
+
+    @bot.message_handler(func=lambda m: True)
+    def handler(message):
+        bot.reply_to(message, "?", reply_markup=keyboard(Go=message.text))
+
+    chat = Chat(bot)
+    [[old], [_]] = chat.send("old"), chat.send("new")
+
+    chat.click("Go", message=old)
+    chat.click("Go", message=old.result)
+    chat.click(data="gone", message=old)
+    with pytest.raises(LookupError, match=r"'Yes' .*\['Go'\]"):
+        chat.click("Yes", message=old)
+
+    assert [query.data for query in seen] == ["old", "old", "gone"]
+    assert {query.message.message_id for query in seen} == {old.result["message_id"]}
+
+
+def test_a_message_of_before_a_restart_can_be_clicked(make_bot):
+    """What the bot had sent is taken along; as the bot edits it then, it is."""
+    first, second = make_bot(threaded=False), make_bot(threaded=False)
+    before = bot_message(first, reply_markup=keyboard(Go="go")).json
+    seen = record(second, "callback_query")
+    chat = Chat(second)
+
+    chat.click("Go", message=before)
+    second.edit_message_text("new", 1, before["message_id"], reply_markup=keyboard(On="on"))
+    chat.click("On", message=before)
+
+    assert [(query.data, query.message.text) for query in seen] == [("go", "text"), ("on", "new")]
+
+
+# --- several at once ---
+
+
+def unsafe(bot):
+    """Count in a dict, and tell Telegram in between."""
+    counts = {}
+
+    @bot.message_handler(func=lambda message: True)
+    def handler(message):
+        n = counts.get(message.chat.id, 0)
+        bot.send_chat_action(message.chat.id, "typing")
+        counts[message.chat.id] = n + 1
+        bot.send_message(message.chat.id, n + 1)
+
+    return counts
+
+
+def test_a_race_is_seen(bot):
+    """Handlers that nothing keeps apart meet where they call Telegram, every time."""
+    counts = unsafe(bot)
+
+    for number in range(1, 6):
+        answers = Chat(bot).together("a", "b")
+        assert [each[-1] for each in answers] == [str(number)] * 2
+    assert counts == {1: 5}
+
+
+def test_a_session_has_no_race(bot):
+    session = with_session(store={})
+
+    @bot.message_handler(func=lambda message: True)
+    @session
+    def handler(message):
+        n = message.session.get("n", 0)
+        bot.send_chat_action(message.chat.id, "typing")
+        message.session["n"] = n + 1
+        bot.send_message(message.chat.id, n + 1)
+
+    answers = Chat(bot).together("a", "b", "c")
+
+    assert sorted(each[-1] for each in answers) == ["1", "2", "3"]
+    assert session.peek(key="1:1") == {"n": 3}
+
+
+def test_whatever_a_user_does_can_be_done_together(shop):
+    ann, bob = Chat(shop), Chat(shop, user=2)
+    ann.send("hi")
+    bob.send("hi")
+
+    clicks = ann.together(lambda: ann.click("Yes"), lambda: bob.click("No"), "hi")
+
+    assert clicks == [["1 y", "sure?"], ["2 n", ""], ["buy?"]]
+
+
+def test_what_is_raised_together_is_raised_when_all_have_ended(bot):
+    counts = unsafe(bot)
+    chat = Chat(bot)
+    before = sys.getswitchinterval()
+
+    def fail():
+        raise KeyError("x")
+
+    with pytest.raises(KeyError):
+        chat.together(fail, "a")
+
+    assert counts == {1: 1}
+    assert sys.getswitchinterval() == before
+    assert chat.send("b")[-1] == "2"
+
+
+# --- refusals ---
+
+
+@pytest.mark.parametrize("method", ["send_message", "sendMessage"])
+def test_telegram_refuses_a_call(bot, method):
+    echo(bot)
+    chat, other = Chat(bot), Chat(bot, user=2)
+
+    with chat.refuse(method):
+        with pytest.raises(apihelper.ApiTelegramException, match="blocked by the user") as caught:
+            chat.send("hi")
+        assert other.send("hi") == ["2: hi"]
+        bot.send_chat_action(1, "typing")
+
+    assert caught.value.error_code == 403
+    assert chat.send("hi") == ["1: hi"]
+    assert [message["text"] for message in chat.messages] == ["hi", "hi", "1: hi"]
+
+
+def test_telegram_refuses_in_its_own_words(bot):
+    errors = []
+
+    @bot.message_handler(func=lambda message: True)
+    def handler(message):
+        try:
+            bot.reply_to(message, "hi")
+        except apihelper.ApiTelegramException as error:
+            errors.append(error)
+
+    chat = Chat(bot)
+    with chat.refuse("sendMessage", "Too Many Requests", code=429, retry_after=5):
+        assert chat.send("hi") == []
+
+    assert (errors[0].error_code, errors[0].description) == (429, "Too Many Requests")
+    assert errors[0].result_json["parameters"] == {"retry_after": 5}
+
+
+def test_a_call_without_a_chat_is_refused(shop):
+    chat = Chat(shop)
+    chat.send("hi")
+
+    with (
+        chat.refuse("answer_callback_query", "Bad Request: query is too old", code=400),
+        pytest.raises(apihelper.ApiTelegramException, match="query is too old"),
+    ):
+        chat.click("Yes")
+
+
+def test_a_call_that_there_is_not(bot):
+    """A slip in its name would else refuse nothing."""
+    with pytest.raises(TypeError, match="'send_mesage'"), Chat(bot).refuse("send_mesage"):
+        pass
 
 
 # --- inline queries and other updates ---
