@@ -75,15 +75,12 @@ class Telegram:
         self._me.update(is_bot=True, username="test_bot")
         self._chats: dict[int, JSON] = {}
         self._messages: dict[int, JSON] = {}
-        self._files: dict[
-            str, tuple[JSON, str, bytes]
-        ] = {}  # by id: as in a message, path, content
+        self._files: dict[str, tuple[JSON, str, bytes]] = {}  # description, path, content
         self._pending: list[Answer] = []
         self.refusals: list[tuple[JSON, str, JSON]] = []  #: chat, method and what it gets
         self.meeting: threading.Barrier | None = None  #: where calls wait for each other
         self._runs: list[_Run] = []
         self._settings: tuple[bool, Any] = (True, None)
-        self._numbers = count(1)
         self._lock = threading.RLock()
 
     def dispatch(self, bot: Any, fields: JSON) -> list[Answer]:
@@ -126,8 +123,7 @@ class Telegram:
             return here[-1] if here else None
 
     def number(self) -> int:
-        with self._lock:
-            return next(self._numbers)
+        return next(_numbers)  # which is one step of the interpreter, in C
 
     def chat(self, chat: Any) -> JSON:
         """A chat by its id, a number or text, or "@username"; one given in JSON is remembered."""
@@ -176,11 +172,9 @@ class Telegram:
         if isinstance(given, (Mapping, list)):
             return {kind: given}
         if isinstance(given, str):
+            unknown = {"file_id": given, "file_unique_id": given, **told}, "", b""
             with self._lock:
-                found = self._files.get(
-                    given, [{"file_id": given, "file_unique_id": given, **told}]
-                )
-            thing = found[0]
+                thing, _, _ = self._files.get(given, unknown)
         else:
             name, content = _read(given)
             number = self.number()
@@ -295,7 +289,7 @@ class Telegram:
             for number, option in enumerate(params.get("options", []))
         ]
         place = {name: plain[name] for name in _FIELDS["location"] if name in plain}
-        kind = {"type": "regular"} if options else {}
+        kind = {"type": params.get("type", "regular")} if options else {}
         ids = {"id": str(self.number()), "location": place, "options": options, **kind}
         return {**_ANYTHING, **named, **plain, **ids}
 
@@ -320,6 +314,7 @@ class _Hook:
 
 
 _lock = threading.Lock()
+_numbers = count(1)  # of all bots, so that a message of before a restart is no other's
 _telegrams: WeakKeyDictionary[telebot.TeleBot, Telegram] = WeakKeyDictionary()
 
 
@@ -338,8 +333,8 @@ def _hook_downloads() -> None:
         known = _known(token)
         if not known:
             return before(token, file_path)
-        for content in (telegram.download(file_path) for telegram in known):
-            if content is not None:
+        for telegram in known:
+            if (content := telegram.download(file_path)) is not None:
                 return content
         missing = _util.CustomRequestResponse("", 404, "Not Found")
         raise _apihelper.ApiHTTPException("Download file", missing)

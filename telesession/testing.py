@@ -112,14 +112,16 @@ class Chat:
             [self._written(each, user, {**group, **kind}) for each, kind in zip(captions, kinds)]
         )
 
-    def message(self, text: str = "", *, user: Who | None = None, **fields: Any) -> Any:
+    def message(
+        self, text: str = "", *, user: Who | None = None, **fields: Any
+    ) -> telebot.types.Message:
         """The message that `send` would send, unsent: for what takes one, such as `peek`.
 
         ``session.peek(chat.message(user=8))`` looks at the session that user 8 has in this chat,
         and ``session.key(chat.message(user=8))`` is its key.
         """
-        message: Any = telebot.types.Message
-        return message.de_json(json.dumps(self._written(text, user, fields)))
+        parse: Any = telebot.types.Message.de_json
+        return parse(json.dumps(self._written(text, user, fields)))  # type: ignore[no-any-return]
 
     def edit(self, text: str = "", *, user: Who | None = None, **fields: Any) -> list[Answer]:
         """Edit the newest message that the user sent here; `LookupError` if there is none."""
@@ -128,10 +130,9 @@ class Chat:
             sender = old.get("from", who)
             # A user may be given the id of the bot.
             if sender["id"] == who["id"] and not sender["is_bot"]:
-                kind = "text" if "text" in old else "caption"
                 kept = {k: v for k, v in old.items() if k not in ("entities", "caption_entities")}
-                new = {**kept, **written(text, kind), "edit_date": int(time.time()), **fields}
-                return self._send([new], "edited_")
+                new = {"edit_date": int(time.time()), **self._content(text, who, fields, old)}
+                return self._send([{**kept, **new}], "edited_")
         raise LookupError(f"user {who['id']} has sent no message here that could be edited")
 
     def click(
@@ -167,11 +168,6 @@ class Chat:
             there = f"There are {seen}." if seen else "There is none in this chat."
             raise LookupError(f"click which button? {there}")
         raise LookupError(f"no inline button {button!r} to click in this chat, only {seen}")
-
-    def _click(self, message: JSON, data: str, user: Who | None) -> list[Answer]:
-        instance = str(self.chat["id"])
-        content = {"message": message, "chat_instance": instance, "data": data}
-        return self._ask("callback_query", user, content)
 
     def inline(self, query: str, *, user: Who | None = None, **fields: Any) -> list[Answer]:
         """Type an inline query in this chat, with any further fields of it: ``offset="50"``."""
@@ -273,24 +269,31 @@ class Chat:
         return self.user if user is None else user_json(user)
 
     def _written(self, text: str, user: Who | None, fields: JSON) -> JSON:
-        """A message with the fields as the user gave them."""
-        who, content = self._who(user), dict(fields)
+        who = self._who(user)
+        return self._telegram.message(self.chat, who, self._content(text, who, fields))
+
+    def _content(self, text: str, who: JSON, given: JSON, old: JSON | None = None) -> JSON:
+        """The fields of a message, of those that a user gives; or of an ``old`` one's edit."""
+        content = dict(given)
         if "reply_to_message" in content:
             content["reply_to_message"] = _json(content["reply_to_message"])
         if isinstance(content.get("contact"), str):
             own = {name: who[name] for name in ("first_name", "last_name") if name in who}
-            content["contact"] = {"phone_number": fields["contact"], **own, "user_id": who["id"]}
-        files = FILES & content.keys()
-        for kind in files:
+            content["contact"] = {"phone_number": given["contact"], **own, "user_id": who["id"]}
+        for kind in FILES & content.keys():
             content.update(self._telegram.file(kind, content.pop(kind)))
-        content = {**written(text, "caption" if files else "text"), **content}
-        return self._telegram.message(self.chat, who, content)
+        captioned = FILES & {*content, *(old or ())}
+        return {**written(text, "caption" if captioned else "text"), **content}
 
     def _send(self, messages: list[JSON], kind: str = "") -> list[Answer]:
         kind += "channel_post" if self.chat["type"] == "channel" else "message"
         for message in messages:
             self._telegram.keep(message)
         return [answer for each in messages for answer in self.update(**{kind: each})]
+
+    def _click(self, message: JSON, data: str, user: Who | None) -> list[Answer]:
+        content = {"message": message, "chat_instance": str(self.chat["id"]), "data": data}
+        return self._ask("callback_query", user, content)
 
     def _ask(self, kind: str, user: Who | None, content: JSON) -> list[Answer]:
         asked = {"id": str(self._telegram.number()), "from": self._who(user), **content}
