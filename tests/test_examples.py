@@ -3,12 +3,16 @@
 What their conversations come to is in ``test_conversations.py``.
 """
 
+import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.servers import unavailable
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -19,16 +23,20 @@ SETTINGS = ("BOT_TOKEN", "FORM_DIR", "REDIS_URL", "SESSIONS")  # what the exampl
 def run(tmp_path):
     """Type something into an example, started in a directory of this test's own."""
 
-    def run(example, typed, **environment):
+    def run(example, typed, *arguments, **environment):
+        if example == "webhook.py":
+            for name in ("flask", "gunicorn", "sqlalchemy"):
+                if importlib.util.find_spec(name) is None:
+                    unavailable(f"{name} is not installed")
         kept = {name: value for name, value in os.environ.items() if name not in SETTINGS}
         return subprocess.run(
-            [sys.executable, ROOT / "examples" / example],
+            [sys.executable, ROOT / "examples" / example, *arguments],
             input=typed,
             env={**kept, **environment},
             cwd=tmp_path,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=300,
         )
 
     return run
@@ -57,6 +65,7 @@ def test_no_example_hides_a_module():
         ("persistent.py", "sqlalchemy", 'pip install "telesession[sql]"'),
         ("register_next_step.py", "sqlalchemy", 'pip install "telesession[sql]"'),
         ("workers.py", "redis", 'pip install "telesession[redis]"'),
+        ("webhook.py", "flask", 'pip install "telesession[sql]" flask gunicorn'),
     ],
 )
 def test_an_example_without_its_extra(example, missing, cure):
@@ -123,3 +132,49 @@ class TestInTheTerminal:
             "We play already, 0 tries so far. /guess it!",
             "There is nothing to guess. /play?",
         ]
+
+
+class TestWebhook:
+    """`examples/webhook.py`, served by four processes of gunicorn."""
+
+    def check(self, finished, posts):
+        answers(finished)
+        last = finished.stdout.splitlines()[-1]
+        assert re.fullmatch(
+            rf"{posts + posts // 10} posts of {posts} messages: "
+            rf"{posts} counted, {posts} answered once",
+            last,
+        )
+
+    def test_every_message_counts_once(self, run, tmp_path):
+        """5.1 On SQLite, where no two processes have the session at once; posted twice, or not."""
+        self.check(run("webhook.py", ""), 100)
+        self.check(run("webhook.py", "", "50"), 50)
+        assert (tmp_path / "sessions.db").exists()
+
+    @pytest.mark.thorough
+    def test_a_long_burst(self, run):
+        """5.1 Four workers, two hundred messages for each."""
+        self.check(run("webhook.py", "", "800"), 800)
+
+    @pytest.mark.thorough
+    def test_another_database(self, run, postgres_url, postgres):
+        self.check(run("webhook.py", "", "400", SESSIONS=postgres_url), 400)
+
+    def test_who_has_no_secret(self, run, tmp_path, monkeypatch):
+        """What doesn't come with it is refused, and no handler runs; what does is handled."""
+        run("webhook.py", "", "10")
+        for name in SETTINGS:
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.chdir(tmp_path)
+        spec = importlib.util.spec_from_file_location("webhook", ROOT / "examples" / "webhook.py")
+        example = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(example)
+        client = example.app.test_client()
+        [update] = example.made_up(1)[:1]
+        for secret in ({}, {example.HEADER: "x"}, {example.HEADER: "ä"}):
+            assert client.post("/", json=update, headers=secret).status_code == 403
+        right = {example.HEADER: example.SECRET}
+        assert client.post("/", json=update, headers=right).get_json() == ["1 messages"]
+        assert client.post("/", json=update, headers=right).get_json() == []
+        example.engine.dispose()
