@@ -105,6 +105,8 @@ def _types(function: Any) -> dict[str, Any]:
 
 def _fits(given: Any, wanted: Any) -> bool:
     """Whether one type may stand for the other; so it is where nobody can tell."""
+    if typing.get_origin(given) or typing.get_origin(wanted):
+        return True
     try:
         return issubclass(given, wanted) or (given is int and wanted is float)
     except TypeError:

@@ -34,6 +34,7 @@ import functools
 import inspect
 import itertools
 import re
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar, overload
@@ -107,9 +108,9 @@ class Form:
         back, cancel, help: what a user writes to go one question back, to end the form and to be
             helped: a command (``"/back"``), any other text, or several in a list. A click on a
             button is an answer, whatever its text.
-        texts: what the form says, other than by default, each as for `question`: ``"cancelled"``,
-            ``"help"`` (also to what can't be an answer), ``"over"`` (to a click that doesn't count),
-            ``"changed"`` (the open question is not there any more).
+        texts: what the form says, other than by default, each as for `question`:
+            ``"cancelled"``, ``"help"`` (also to what can't be an answer), ``"over"`` (to a click
+            that doesn't count), ``"changed"`` (the open question is not there any more).
 
     The session that keeps open forms is declared as ``form.session``.
 
@@ -146,9 +147,8 @@ class Form:
         self._done: Callable[..., object] | None = None
         begin = f"/{command.lstrip('/')}" if command else ()
         self._orders = _orders(begin=begin, back=back, cancel=cancel, help=help)
-        words = {"back": "", "cancel": ""}
-        words |= {order: word for word, order in reversed(self._orders.items())}
-        said = {n: escaped(t.format_map(words), bot.parse_mode) for n, t in _TEXTS.items()}
+        ways = {"back": [*_words(back), ""][0], "cancel": [*_words(cancel), ""][0]}
+        said = {n: escaped(text.format(**ways), bot.parse_mode) for n, text in _TEXTS.items()}
         self._texts: dict[str, Text] = {**said, **texts}
         self.session = with_session(property=f"form_{bot.bot_id}", ttl=ttl, store=store, key=key)
         # Decorated, so that where it raises nothing is left of what it did.
@@ -243,6 +243,8 @@ class Form:
             TypeError: at decoration, if a parameter is called as no question is, or is of another
                 type than its question returns.
         """
+        if not self._questions:
+            raise TypeError(f'the form {self._name!r} has no @form.question("Your name?") above')
         told = f"{function.__name__} of the form {self._name!r}"
         wanted = [*inspect.signature(function).parameters][1:]
         self._check_names(told, wanted)
@@ -297,8 +299,10 @@ class Form:
 
     def _may_take(self, message: Any) -> bool:
         kind = message.content_type
-        wanted = (kind in question.content_types for question in self._questions.values())
-        return (kind in util.content_type_media or any(wanted)) and self._order(message) is not None
+        if kind == "text":
+            return not message.text.startswith("/") or self._order(message) is not None
+        questions = self._questions.values()
+        return kind in util.content_type_media or any(kind in q.content_types for q in questions)
 
     def _takes(self, session: dict[str, Any], message: Any) -> bool:
         if self._order(message) == "begin" or _mark(message) in session.get("handled", ()):
@@ -477,11 +481,15 @@ class Form:
 _forms: WeakKeyDictionary[telebot.TeleBot, WeakValueDictionary[str, Form]] = WeakKeyDictionary()
 
 
+def _words(given: str | Sequence[str]) -> Sequence[str]:
+    return [given] if isinstance(given, str) else given
+
+
 def _orders(**given: str | Sequence[str]) -> dict[str, str]:
     """What a user may write, and what it tells the form to do."""
     orders: dict[str, str] = {}
     for order, words in given.items():
-        for word in [words] if isinstance(words, str) else words:
+        for word in _words(words):
             if orders.setdefault(word.casefold(), order) != order:
                 raise ValueError(f"{order}={words!r}: {word!r} has another meaning already")
     return orders
@@ -497,8 +505,12 @@ def _place(message: Any) -> str:
 
 
 def _mark(message: Any) -> str:
-    """The same for all messages of an album."""
-    return f"{message.chat.id}:{message.media_group_id or message.message_id}"
+    """What is the same for a message that is sent twice, and for all of an album.
+
+    Ids alone are not: in a terminal, or a test, they begin anew with each process.
+    """
+    text = zlib.crc32((message.text or "").encode())
+    return message.media_group_id or f"{message.message_id}:{message.date}:{text}"
 
 
 def _raising(handler: Callable[[Any], Any]) -> Callable[[Any], Any]:
