@@ -19,7 +19,7 @@ TIMEOUT = 10  # seconds, a guard: servers answer within a tenth of one
 # Modules, and parameters of tests, that take long without depending on the Python that runs them.
 THOROUGH = {
     *("test_processes", "test_model", "test_types", "test_benchmarks", "test_soak", "test_faults"),
-    *("test_floods", "test_schedules"),
+    *("test_floods", "test_schedules", "test_forms_processes"),
     *("test_interrupts", "test_transactions", "test_waiting", "test_imports"),
     *("test_redis", "test_sql", "test_mongo", "test_leases"),
     *("get-set", "ttl-cache", "lru-cache", "diskcache", "cachelib", "redis", "memcached"),

@@ -983,7 +983,7 @@ class TestTheNetwork:
         return found
 
     def test_a_question_that_failed_is_asked_again(self, found):
-        """9.5 The error is raised, the answer before it is kept, the next message answers neither."""
+        """9.5 The error is raised, the answer before it kept; the next message answers neither."""
         chat = Chat(found.bot)
         talk(chat, "/start")
         found.broken = ["Age?"]
