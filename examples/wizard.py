@@ -1,95 +1,54 @@
-"""A form over several messages: a name, an age, a city, and whether all that is right.
+"""A form with buttons, in a SQLite file: a name, an age, a city, and whether all that is right.
 
-/back goes one question back, /cancel forgets the form, /start begins it anew, at any question.
-The session keeps the answers and the question that is open, and ``session.when(step=...)`` looks
-at that while the session is locked: of two quick messages, the second answers the second question.
-
-Without BOT_TOKEN it chats in the terminal.
+/back goes one question back, /cancel forgets the form, /help says so, /start begins anew, at any
+question. End it (Ctrl-D) in the middle, and run it again: the question is still open. ``SESSIONS``
+in the environment says which database, ``sqlite:///sessions.db`` if nothing does. Needs
+``pip install "telesession[sql]"``. Without BOT_TOKEN it chats in the terminal.
 """
 
 import os
 from typing import Any
 
+import sqlalchemy
 import telebot
 
-from telesession import terminal, with_session
-
-QUESTIONS = {
-    "name": "What is your name?",
-    "age": "How old are you?",
-    "city": "Where do you live?",
-    "confirm": "{name}, {age}, from {city}. Is that right? (yes or no)",
-}
+from telesession import terminal
+from telesession.forms import Form, Goto, Invalid
+from telesession.sql import SQLStore
 
 bot = telebot.TeleBot(os.environ.get("BOT_TOKEN") or "1:terminal")
-session = with_session(ttl=24 * 3600)  # a form that nobody finishes is forgotten
+engine = sqlalchemy.create_engine(os.environ.get("SESSIONS") or "sqlite:///sessions.db")
+form = Form(bot, "register", command="start", store=SQLStore(engine))
 
 
-def ask(message: Any, step: str) -> None:
-    message.session["step"] = step
-    bot.send_message(message.chat.id, QUESTIONS[step].format(**message.session))
+@form.question("What is your name?")
+def name(text: str) -> str:
+    return text
 
 
-@bot.message_handler(commands=["start"])
-@session
-def start(message: Any) -> None:
-    message.session.clear()
-    ask(message, "name")
+@form.question("How old are you?")
+def age(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 130:
+        raise Invalid("That is no age. A number, please, such as 36.")
+    return int(text)
 
 
-@bot.message_handler(commands=["cancel"])
-@session.when(lambda form: "step" in form)
-def cancel(message: Any) -> None:
-    message.session.clear()
-    bot.send_message(message.chat.id, "Forgotten. /start begins again.")
+@form.question("Where do you live?", buttons=["London", "Paris", "Rome"])
+def city(text: str) -> str:
+    return text
 
 
-@bot.message_handler(commands=["back"])
-@session.when(lambda form: "step" in form)
-def back(message: Any) -> None:
-    steps = list(QUESTIONS)
-    ask(message, steps[max(0, steps.index(message.session["step"]) - 1)])
+@form.question(
+    "{name}, {age}, from {city}. Is that right?", buttons=["yes", "no"], content_types=[]
+)
+def confirm(text: str) -> None:
+    if text == "no":
+        raise Goto("name")
 
 
-@bot.message_handler(regexp="^/")
-@session.when(lambda form: "step" in form)
-def unknown_command(message: Any) -> None:
-    bot.send_message(message.chat.id, "Please answer, or go /back, or /cancel.")
-
-
-@bot.message_handler(func=lambda message: True)
-@session.when(step="name")
-def take_name(message: Any) -> None:
-    message.session["name"] = message.text
-    ask(message, "age")
-
-
-@bot.message_handler(func=lambda message: True)
-@session.when(step="age")
-def take_age(message: Any) -> None:
-    if not message.text.isdecimal() or not 0 < int(message.text) < 130:
-        bot.send_message(message.chat.id, "That is no age. A number, please, such as 36.")
-        return
-    message.session["age"] = int(message.text)
-    ask(message, "city")
-
-
-@bot.message_handler(func=lambda message: True)
-@session.when(step="city")
-def take_city(message: Any) -> None:
-    message.session["city"] = message.text
-    ask(message, "confirm")
-
-
-@bot.message_handler(func=lambda message: True)
-@session.when(step="confirm")
-def confirm(message: Any) -> None:
-    answer = message.text.lower()
-    if answer == "yes":  # here a real bot would put the form into its database
-        bot.send_message(message.chat.id, f"Thank you, {message.session['name']}!")
-        message.session.clear()
-    else:
-        ask(message, "name" if answer == "no" else "confirm")
+@form.done
+def done(update: Any, name: str, age: int, city: str) -> None:
+    form.say(update, f"Thank you, {name}!")  # a real bot would put it into its database
 
 
 @bot.message_handler(func=lambda message: True)

@@ -66,7 +66,7 @@ _OfAny = TypeVar("_OfAny", bound=Callable[[Any], object])
 _Done = TypeVar("_Done", bound=Callable[..., object])
 
 _TEXTS = {
-    "cancelled": "Forgotten.",
+    "cancelled": "Forgotten.{again}",
     "help": "Please answer, or go {back}, or {cancel}.",
     "over": "That question is not open for you.",
     "changed": "The questions have changed meanwhile.",
@@ -148,6 +148,7 @@ class Form:
         begin = f"/{command.lstrip('/')}" if command else ()
         self._orders = _orders(begin=begin, back=back, cancel=cancel, help=help)
         ways = {"back": [*_words(back), ""][0], "cancel": [*_words(cancel), ""][0]}
+        ways["again"] = f" {begin} begins again." if begin else ""
         said = {n: escaped(text.format(**ways), bot.parse_mode) for n, text in _TEXTS.items()}
         self._texts: dict[str, Text] = {**said, **texts}
         self.session = with_session(property=f"form_{bot.bot_id}", ttl=ttl, store=store, key=key)

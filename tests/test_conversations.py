@@ -12,6 +12,8 @@ from tests.helpers import run_together
 from tests.stores import TIMEOUT
 from tests.test_examples import EXAMPLES, SETTINGS
 
+HELP = "Please answer, or go /back, or /cancel."
+
 
 @pytest.fixture
 def load(monkeypatch, tmp_path):
@@ -50,27 +52,33 @@ class TestForm:
         chat = Chat(load(example).bot)
         return lambda text, **fields: chat.send(text, **fields)[0]
 
-    def test_from_start_to_end(self, says):
+    @pytest.fixture
+    def right(self, example):
+        """How it asks whether all is right: one of them with buttons."""
+        return "Is that right?" if example == "wizard" else "Is that right? (yes or no)"
+
+    def test_from_start_to_end(self, says, right, example):
         assert says("hi") == "/start begins the form."
         assert says("/start") == "What is your name?"
         assert says("Ada") == "How old are you?"
         assert says("36") == "Where do you live?"
-        assert says("London") == "Ada, 36, from London. Is that right? (yes or no)"
-        assert says("perhaps") == "Ada, 36, from London. Is that right? (yes or no)"
+        assert says("London") == f"Ada, 36, from London. {right}"
+        again = HELP if example == "wizard" else f"Ada, 36, from London. {right}"
+        assert says("perhaps") == again
         assert says("Yes") == "Thank you, Ada!"
         assert says("/back") == "/start begins the form."
 
-    def test_mistakes(self, says):
+    def test_mistakes(self, says, right):
         """What can't be an answer is none, and the question stays open."""
         says("/start")
-        assert says("/help") == "Please answer, or go /back, or /cancel."
+        assert says("/help") == HELP
         assert says("{age}") == "How old are you?"
         for wrong in ("old", "0", "130", "-5", "3.5"):
             assert says(wrong) == "That is no age. A number, please, such as 36."
         assert says("129") == "Where do you live?"
-        assert says("x") == "{age}, 129, from x. Is that right? (yes or no)"
+        assert says("x") == f"{{age}}, 129, from x. {right}"
 
-    def test_back_to_the_first_question(self, says):
+    def test_back_to_the_first_question(self, says, right):
         """And what was answered meanwhile may be answered anew."""
         for text in ("/start", "Ada", "36", "Paris"):
             says(text)
@@ -80,7 +88,7 @@ class TestForm:
         assert says("/back") == "What is your name?"
         for text in ("Eve", "37"):
             says(text)
-        assert says("Rome") == "Eve, 37, from Rome. Is that right? (yes or no)"
+        assert says("Rome") == f"Eve, 37, from Rome. {right}"
         assert says("no") == "What is your name?"
 
     @pytest.mark.parametrize("answered", [["Ada"], ["Ada", "36"], ["Ada", "36", "London"]])
@@ -96,22 +104,33 @@ class TestForm:
 
 def test_wizard_two_quick_messages(load, monkeypatch):
     """The second comes while the first is handled, and answers the second question."""
-    wizard = load("wizard")
-    chat, second, ask = Chat(wizard.bot), [], wizard.ask
+    bot = load("wizard").bot
+    chat, second, send = Chat(bot), [], bot.send_message
     chat.send("/start")
     thread = threading.Thread(target=lambda: second.extend(chat.send("36")), daemon=True)
 
-    def ask_slowly(message, step):
-        if step == "age":
+    def send_slowly(chat_id, text, **options):
+        if text == "How old are you?":
             thread.start()
             thread.join(0.05)
             assert thread.is_alive()
-        ask(message, step)
+        return send(chat_id, text, **options)
 
-    monkeypatch.setattr(wizard, "ask", ask_slowly)
+    monkeypatch.setattr(bot, "send_message", send_slowly)
     assert chat.send("Ada") == ["How old are you?"]
     thread.join(TIMEOUT)
     assert second == ["Where do you live?"]
+
+
+def test_wizard_with_buttons(load):
+    """From start to end with clicks; what is not on a button is asked for again."""
+    chat = Chat(load("wizard").bot)
+    for text in ("/start", "Ada", "36"):
+        [asked] = chat.send(text)
+    assert asked.buttons == ["London", "Paris", "Rome"]
+    assert chat.click("Rome")[1] == "Ada, 36, from Rome. Is that right?"
+    assert chat.send("perhaps") == [HELP, "Ada, 36, from Rome. Is that right?"]
+    assert chat.click("yes")[1:] == ["Thank you, Ada!"]
 
 
 def test_register_next_step_photo(load):

@@ -107,6 +107,12 @@ class TestInTheTerminal:
         assert answers(run("persistent.py", "hi\nhi\n")) == ["1 messages", "2 messages"]
         assert answers(run("persistent.py", "hi\n")) == ["3 messages"]
 
+    def test_wizard_asks_on_after_a_restart(self, run):
+        """In SQLite: what is open stays open."""
+        assert answers(run("wizard.py", "/start\nAda\n"))[-1] == "How old are you?"
+        assert answers(run("wizard.py", "36\nRome\n"))[-1] == "Ada, 36, from Rome. Is that right?"
+        assert answers(run("wizard.py", "yes\n")) == ["Thank you, Ada!"]
+
     def test_workers_lose_nothing(self, run, valkey_port, valkey):
         """A hundred messages at once, handled by four processes, all count."""
         url = f"redis://localhost:{valkey_port}"

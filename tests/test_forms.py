@@ -18,6 +18,7 @@ from tests.helpers import Failure, run_together, says
 from tests.stores import TIMEOUT, Bot, Clock
 
 HELP = "Please answer, or go /back, or /cancel."
+FORGOTTEN = ["Forgotten. /start begins again."]
 OVER = "That question is not open for you."
 PHOTO = {"photo": [{"file_id": "p", "file_unique_id": "p", "width": 1, "height": 1}]}
 CONTACT = {"contact": {"phone_number": "+47 1", "first_name": "Ada"}}
@@ -178,7 +179,7 @@ class TestQuestions:
             ["A?"],
             ["B?"],
         ]
-        assert talk(chat, "/cancel") == ["Forgotten."]
+        assert talk(chat, "/cancel") == FORGOTTEN
 
     def test_a_question_is_a_plain_function(self):
         """9.1 It is called, and tested, without any form."""
@@ -698,7 +699,7 @@ class TestWords:
         assert talk(chat, "/help") == [HELP, asked[at]]
         assert talk(chat, "/back") == [asked[max(at - 1, 0)]]
         assert talk(chat, "/start", *answered) == [asked[at]]
-        assert talk(chat, "/cancel") == ["Forgotten."]
+        assert talk(chat, "/cancel") == FORGOTTEN
         assert content(found) is None
         assert talk(chat, "/cancel") == talk(chat, "/back") == talk(chat, "/help") == ["other"]
 
@@ -728,7 +729,7 @@ class TestWords:
         assert talk(group, "/start@test_bot") == ["Name?"]
         assert talk(group, "Ada") == ["Age?"]
         assert talk(group, "/back@Test_Bot") == ["Name?"]
-        assert talk(group, "/cancel@TEST_BOT now") == ["Forgotten."]
+        assert talk(group, "/cancel@TEST_BOT now") == FORGOTTEN
 
     def test_an_answer_with_a_slash(self):
         """9.4 Not all that begins like a command is one."""
@@ -768,7 +769,7 @@ class TestWords:
         form.done(lambda update: None)
         chat = Chat(bot)
         talk(chat, "/start")
-        assert talk(chat, "Cancel") == ["Forgotten."]
+        assert talk(chat, "Cancel") == FORGOTTEN
         talk(chat, "/start")
         chat.click("Cancel")
         assert got == ["Cancel"]
@@ -825,8 +826,8 @@ class TestSeveral:
         assert talk(chat, "pie", "3") == ["3 pie", "Age?"]
         assert talk(chat, "36") == ["City?"]
         assert talk(chat, "/order") == ["What?"]
-        assert talk(chat, "/cancel") == ["Forgotten.", "City?"]
-        assert talk(chat, "/cancel") == ["Forgotten."]
+        assert talk(chat, "/cancel") == ["Forgotten. /order begins again.", "City?"]
+        assert talk(chat, "/cancel") == FORGOTTEN
         assert talk(chat, "hi") == ["other"]
 
     def test_a_click_on_the_other(self, found):
@@ -1013,7 +1014,7 @@ class TestTheNetwork:
             with pytest.raises(requests.exceptions.ReadTimeout):
                 talk(chat, text)
         assert talk(chat, "/back") == ["Name?"]
-        assert talk(chat, "/cancel") == ["Forgotten."]
+        assert talk(chat, "/cancel") == FORGOTTEN
 
     def test_the_first_question(self, found):
         """9.5"""
@@ -1095,7 +1096,7 @@ class TestDeploys:
         expected = {
             "/back": ["Age?"],
             "/help": ["The questions have changed meanwhile.", "Town?"],
-            "/cancel": ["Forgotten."],
+            "/cancel": FORGOTTEN,
             "/other": [],
         }
         assert talk(chat, text) == expected[text]
