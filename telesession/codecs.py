@@ -170,7 +170,7 @@ def _holds_state(value: Any) -> bool:
 
 def state_type() -> Any:
     """pyTelegramBotAPI's `State`, for `isinstance`; before it is imported, nothing is one."""
-    return getattr(sys.modules.get("telebot.states"), "State", ())
+    return getattr(sys.modules.get("telebot.handler_backends"), "State", ())  # in all versions
 
 
 def _is_state(of: type) -> bool:

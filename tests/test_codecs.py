@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from telebot.states import State, StatesGroup
+from telebot.handler_backends import State, StatesGroup
 
 from telesession import JSON, SessionDataError, with_session
 from telesession.codecs import Unkeepable, encode

@@ -10,8 +10,7 @@ import time
 import pytest
 import telebot
 from telebot import types
-from telebot.handler_backends import BaseMiddleware, ContinueHandling
-from telebot.states import State, StatesGroup
+from telebot.handler_backends import BaseMiddleware, ContinueHandling, State, StatesGroup
 
 from telesession import MemoryStore, SessionClosed, _dispatch, _handler, _locks, keys, with_session
 from telesession.testing import Chat
