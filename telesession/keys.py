@@ -193,8 +193,13 @@ def _bot_wrote(update: Any, writer: Any) -> bool:
 
 
 def _is_inaccessible(update: Any) -> bool:
-    """Whether it is a message of which only the chat is left; it warns when asked for more."""
-    return type(update).__name__ == "InaccessibleMessage"
+    """Whether it is a message of which only the chat is left; it warns when asked for more.
+
+    Versions of pyTelegramBotAPI before 4.15 have no type for it.
+    """
+    if type(update).__name__ == "InaccessibleMessage":
+        return True
+    return _sent(update, "date") == 0 and _sent(update, "from_user") is None
 
 
 def _place(update: Any) -> Any:

@@ -187,7 +187,7 @@ def test_a_state_of_the_bot_itself(codec):
     words = ["session['state'] ", "State", "pyTelegramBotAPI", "Form.name.name", "Nothing was"]
     with says(SessionDataError, *words):
         handle(
-            "message.session['state'] = __import__('telebot').states.State()",
+            "message.session['state'] = __import__('telebot').handler_backends.State()",
             store={},
             codec=codec,
         )

@@ -234,6 +234,19 @@ def fork(url: str, lease: str, seconds: str) -> None:
         os.waitpid(child, 0)
 
 
+def retrievals(url: str, times: str) -> None:
+    """Count so often in the data of user 42, by blocks as pyTelegramBotAPI has them."""
+    from telesession.states import StateStorage
+
+    with connect(url) as store:
+        storage = StateStorage(with_session(store=store))
+        ready()
+        for _ in range(int(times)):
+            with storage.get_interactive_data(42, 42) as data:
+                data["n"] = data.get("n", 0) + 1
+    say(int(times))
+
+
 def route(url: str, threads: str, times: str) -> None:
     """Handle updates that handlers under `when` count by turns; say how that went."""
     with connect(url) as store:

@@ -1,0 +1,732 @@
+"""`telesession.states`, contract 8.1: pyTelegramBotAPI's states, kept in sessions."""
+
+import contextlib
+import enum
+import inspect
+import json
+import pickle
+import random
+import threading
+import time
+
+import pytest
+import telebot
+from telebot import custom_filters
+from telebot.handler_backends import State, StatesGroup
+from telebot.storage import StateMemoryStorage, StatePickleStorage, StateRedisStorage
+
+from telesession import (
+    MemoryStore,
+    SessionBusy,
+    SessionDataError,
+    SessionUnavailable,
+    keys,
+    with_session,
+)
+from telesession.states import StateStorage, take_over
+from telesession.testing import Chat
+from tests import updates
+from tests.helpers import Failure, run_together, says
+from tests.stores import TIMEOUT, message
+from tests.test_processes import crowd, crowds, empty  # noqa: F401
+from tests.worker import connect
+
+#: Those of private chats, and of two members of two groups.
+PLACES = [(1, 1), (2, 2), (-100, 1), (-100, 2), (-200, 1)]
+
+PARTS = inspect.signature(telebot.TeleBot.set_state).parameters.keys()
+needs_parts = pytest.mark.skipif(
+    "message_thread_id" not in PARTS, reason="this pyTelegramBotAPI has one state for each chat"
+)
+
+
+class Form(StatesGroup):
+    name = State()
+    age = State()
+
+
+def bot_with(storage, token="1:test", **options):
+    bot = telebot.TeleBot(token, state_storage=storage, threaded=False, **options)
+    bot.add_custom_filter(custom_filters.StateFilter(bot))
+    bot.add_custom_filter(custom_filters.IsDigitFilter())
+    return bot
+
+
+@pytest.fixture
+def storage(session):
+    return StateStorage(session)
+
+
+@pytest.fixture
+def bot(storage):
+    return bot_with(storage)
+
+
+class TestAsThere:
+    """The same calls have the same results as with pyTelegramBotAPI's own memory storage."""
+
+    def test_the_interface(self):
+        """All methods of the installed version, with its arguments, by position and by name."""
+        methods = {
+            name: method
+            for name, method in inspect.getmembers(StateMemoryStorage, inspect.isfunction)
+            if not name.startswith("_")
+        }
+        assert "get_interactive_data" in methods
+        for name, method in methods.items():
+            own = vars(StateStorage)[name]
+            names = list(inspect.signature(method).parameters)
+            arguments = dict.fromkeys(names, 1)
+            arguments["bot_id"] = None
+            inspect.signature(own).bind(*names)
+            inspect.signature(own).bind(**arguments)
+
+    @pytest.mark.parametrize("seed", range(40))
+    def test_any_calls(self, seed, store):
+        """Of several users in several chats, with blocks among them."""
+        rng = random.Random(seed)
+        ours, theirs = StateStorage(with_session(store=store)), StateMemoryStorage()
+        for step in range(60):
+            call, chosen = rng.choice(CALLS), rng.randrange(10**6)
+            found = [
+                outcome(call, storage, *rng_place, random.Random(chosen))
+                for rng_place in [rng.choice(PLACES)]
+                for storage in (ours, theirs)
+            ]
+            assert found[0] == found[1], (step, call.__name__)
+            for place in PLACES:
+                assert ours.get_state(*place) == theirs.get_state(*place)
+                assert ours.get_data(*place) == (theirs.get_data(*place) or {})
+
+    @needs_parts
+    @pytest.mark.parametrize("seed", range(10))
+    def test_topics_and_business_chats(self, seed, store):
+        """Each topic, and each business connection, has a state of its own with `user_topic`."""
+        rng = random.Random(seed)
+        session = with_session(store=store, key=keys.user_topic)
+        bots = [bot_with(StateStorage(session)), bot_with(StateMemoryStorage())]
+        parts = [{}, {"message_thread_id": 5}, {"business_connection_id": "x"}]
+        parts.append({**parts[1], **parts[2]})
+        for _ in range(100):
+            chat, user = rng.choice(PLACES)
+            where = {"user_id": user, "chat_id": chat, **rng.choice(parts)}
+            call = rng.choice(["set_state", "get_state", "delete_state", "reset_data"])
+            more = {"state": rng.choice("abc")} if call == "set_state" else {}
+            assert len({getattr(bot, call)(**where, **more) for bot in bots}) == 1
+
+    def test_states_are_taken_as_there(self, bot, storage, store):
+        """A `State` and an enumeration stand for their names; texts and numbers for themselves."""
+
+        class Step(enum.Enum):
+            one = 1
+
+        for given, kept in [
+            (Form.name, "Form:name"),
+            ("a", "a"),
+            (0, 0),
+            (7, 7),
+            (Step.one, "one"),
+        ]:
+            bot.set_state(1, given)
+            assert bot.get_state(1) == kept
+            assert json.loads(store["session:1:1"]) == {"_state": kept}
+        bot.set_state(1, None)
+        assert bot.get_state(1) is None
+        bot.add_data(1, n=1)
+        assert storage.get_data(1, 1) == {"n": 1}
+
+    def test_without_a_state_there_is_nothing_to_add_to(self, bot, store):
+        """`add_data` raises `RuntimeError`, and a block's data is not kept."""
+        with says(RuntimeError, "user 1", "chat 1", "'n'", "set_state"):
+            bot.add_data(1, n=1)
+        with bot.retrieve_data(1) as data:
+            data["n"] = 1
+        assert (data, store) == ({"n": 1}, {})
+
+    def test_a_block_that_deletes_its_state(self, bot, store):
+        """What is in the block stays deleted."""
+        bot.set_state(1, "a")
+        with bot.retrieve_data(1) as data:
+            data["n"] = 1
+            bot.delete_state(1)
+        assert store == {}
+
+    def test_a_block_that_sets_the_first_state(self, bot, storage):
+        with bot.retrieve_data(1) as data:
+            data["n"] = 1
+            bot.set_state(1, "a")
+        assert (bot.get_state(1), storage.get_data(1, 1)) == ("a", {"n": 1})
+
+
+def set_state(storage, chat, user, rng):
+    return storage.set_state(chat, user, rng.choice([Form.name, "text", 1, None]))
+
+
+def delete_state(storage, chat, user, rng):
+    return storage.delete_state(chat, user)
+
+
+def set_data(storage, chat, user, rng):
+    return storage.set_data(chat, user, rng.choice("abc"), rng.choice([1, "x", [1], {"y": 2}]))
+
+
+def reset_data(storage, chat, user, rng):
+    return storage.reset_data(chat, user)
+
+
+def save(storage, chat, user, rng):
+    if storage.get_state(chat, user) is None:
+        return None  # a KeyError in old versions, as with no user
+    return bool(storage.save(chat, user, {"saved": [rng.random()]})) or True
+
+
+def block(storage, chat, user, rng):
+    if not storage.get_data(chat, user):
+        return None  # where there is no record, old versions have no dict
+    with storage.get_interactive_data(chat, user) as data:
+        before = json.dumps(data, sort_keys=True)
+        for _ in range(rng.randrange(4)):
+            key = rng.choice("abc")
+            change = rng.randrange(6)
+            if change == 0:
+                data.pop(key, None)
+            elif change == 1:
+                data.clear()
+            elif change == 2 and isinstance(data.get(key), list):
+                data[key].append(len(data[key]))
+            else:
+                data[key] = rng.choice([3, [4], {"z": [5]}])
+        return before
+
+
+CALLS = [set_state, set_state, delete_state, set_data, set_data, reset_data, save, block, block]
+
+
+def outcome(call, *arguments):
+    try:
+        return call(*arguments)
+    except RuntimeError:
+        return "RuntimeError"
+
+
+class TestTheSession:
+    def test_both_see_the_same(self, bot, session, store):
+        """The data is the session's own; the state is one key of it, and `when` asks for it."""
+        seen = []
+
+        @bot.message_handler(commands=["start"])
+        def start(message):
+            bot.set_state(message.from_user.id, Form.name, message.chat.id)
+            bot.add_data(message.from_user.id, message.chat.id, n=1)
+
+        @bot.message_handler(func=lambda m: True)
+        @session.when(_state=Form.name)
+        def take_name(message):
+            seen.append(dict(message.session))
+            message.session.update(name=message.text, _state=Form.age.name)
+
+        @bot.message_handler(state=Form.age)
+        def take_age(message):
+            with bot.retrieve_data(message.from_user.id, message.chat.id) as data:
+                seen.append(data)
+
+        chat = Chat(bot)
+        for text in ("/start", "Ann", "36"):
+            chat.send(text)
+        assert seen == [{"_state": "Form:name", "n": 1}, {"n": 1, "name": "Ann"}]
+        assert json.loads(store["session:1:1"]) == {"_state": "Form:age", **seen[1]}
+
+    def test_data_of_a_session_without_a_state(self, bot, storage, session, store):
+        """A handler has begun the session: there is something to add to, and no state."""
+        with session.open(key="1:1") as data:
+            data["n"] = 1
+        bot.add_data(1, m=2)
+        with bot.retrieve_data(1) as data:
+            data["n"] += 1
+        assert (bot.get_state(1), storage.get_data(1, 1)) == (None, {"n": 2, "m": 2})
+        bot.set_state(1, "a")
+        assert bot.reset_data(1)
+        assert json.loads(store["session:1:1"]) == {"_state": "a"}
+
+    @pytest.mark.parametrize("empty", [True, False])
+    @pytest.mark.parametrize("fails", [True, False])
+    def test_a_handler_that_has_it_open(self, bot, session, store, empty, fails):
+        """State, data and session are saved together, or taken back together."""
+        if not empty:
+            store["session:1:1"] = '{"n":1}'
+        before = dict(store)
+
+        @bot.message_handler(func=lambda m: True)
+        @session
+        def handler(message):
+            bot.add_data(1, added=1)
+            with bot.retrieve_data(1) as data:
+                data["kept"] = [1]
+                message.session["between"] = 1
+            bot.set_state(1, "a")
+            assert (bot.get_state(1), message.session["kept"]) == ("a", [1])
+            message.session["own"] = 1
+            if fails:
+                raise Failure
+
+        with pytest.raises(Failure) if fails else contextlib.nullcontext():
+            Chat(bot).send("hi")
+        all = {"added": 1, "kept": [1], "between": 1, "_state": "a", "own": 1}
+        expected = before if fails else {"session:1:1": {**({} if empty else {"n": 1}), **all}}
+        assert {name: json.loads(text) for name, text in store.items()} == (
+            {name: json.loads(text) for name, text in expected.items()} if fails else expected
+        )
+
+    def test_deleted_in_a_handler_that_has_it_open(self, bot, session, store):
+        """The session is empty then, and not begun again by the end of the block."""
+        bot.set_state(1, "a")
+
+        @session
+        def handler(message):
+            with bot.retrieve_data(42) as data:
+                data["n"] = 1
+                bot.delete_state(42)
+
+        bot.set_state(42, "a")
+        handler(message())
+        assert set(store) == {"session:1:1"}
+
+    def test_what_is_raised_in_a_block(self, bot, storage):
+        """It is raised by the block, which saves nothing, nested changes included."""
+        bot.set_state(1, "a")
+        bot.add_data(1, list=[1])
+
+        def fail():
+            with bot.retrieve_data(1) as data:
+                data["list"].append(2)
+                data["n"] = 1
+                bot.set_state(1, "b")
+                raise Failure
+
+        with pytest.raises(Failure):
+            fail()
+        assert (bot.get_state(1), storage.get_data(1, 1)) == ("a", {"list": [1]})
+
+    def test_what_the_codec_refuses(self, bot, storage):
+        """4.3 The error names the place, and the stored session stays as it was."""
+        bot.set_state(1, "a")
+        with says(SessionDataError, "['set']"), bot.retrieve_data(1) as data:
+            data["set"] = {1}
+        with says(SessionDataError, "['set']"):
+            bot.add_data(1, set={1})
+        assert storage.get_data(1, 1) == {}
+
+    def test_it_expires(self):
+        """4.6 With the session's ttl, which a state that is only asked for doesn't renew."""
+        now = [0.0]
+        session = with_session(store=MemoryStore(clock=lambda: now[0]), ttl=60)
+        bot = bot_with(StateStorage(session))
+        bot.set_state(1, "a")
+        now[0] = 59
+        assert bot.get_state(1) == "a"
+        now[0] = 61
+        assert bot.get_state(1) is None
+
+    def test_a_block_inside_another(self, bot, storage):
+        """Both keep what they changed."""
+        bot.set_state(1, "a")
+        with bot.retrieve_data(1) as outer:
+            outer["outer"] = 1
+            with bot.retrieve_data(1) as inner:
+                inner["inner"] = 1
+            bot.add_data(1, added=1)
+        assert storage.get_data(1, 1) == {"outer": 1, "inner": 1, "added": 1}
+
+    def test_initial(self, store):
+        """A new session begins as it is declared to, also where a state begins it."""
+        bot = bot_with(StateStorage(with_session(store=store, initial=lambda: {"cart": []})))
+        bot.set_state(1, "a")
+        with bot.retrieve_data(1) as data:
+            data["cart"].append("tea")
+        assert json.loads(store["session:1:1"]) == {"_state": "a", "cart": ["tea"]}
+
+
+class TestKeys:
+    """User and chat are keyed as the key function of the declaration would key them."""
+
+    @needs_parts
+    @pytest.mark.parametrize("function", [keys.user_chat, keys.user_topic, keys.chat, keys.user])
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "message",
+            "message in a group",
+            "message in a forum topic",
+            "message in the General topic",
+            "message in a reply thread",
+            "message by an anonymous administrator",
+            "callback in a forum topic",
+            "callback in a business chat",
+            "business_message",
+            "chat_join_request",
+        ],
+    )
+    def test_as_a_handler_has_it(self, function, name, store):
+        """What pyTelegramBotAPI takes out of an update leads to the session of its handler."""
+        from telebot.states import resolve_context
+
+        where = {**updates.UPDATES, **{k: v[1] for k, v in updates.VARIANTS.items()}}[name]
+        update = updates.make(updates.VARIANTS.get(name, (name,))[0], where)
+        session = with_session(store=store, key=function)
+        chat, user, *place = resolve_context(update, 7)
+        connection, bot_id, thread = place
+        StateStorage(session).set_state(
+            chat, user, "a", connection, message_thread_id=thread, bot_id=bot_id
+        )
+        assert list(session.keys()) == [str(function(update))]
+        assert session.peek(update) == {"_state": "a"}
+
+    def test_a_key_function_of_ones_own(self, store):
+        session = with_session(store=store, key=lambda message: f"chat{message.chat.id}")
+        StateStorage(session).set_state(-100, 1, "a")
+        assert StateStorage(session).get_state(-100, 2) == "a"
+
+    def test_nobody(self, storage, store):
+        """Of a count of reactions pyTelegramBotAPI knows no user: there is no state to set."""
+        assert storage.get_state(-100, None) is None
+        with says(SessionUnavailable, "StateCall", "user_chat"):
+            storage.set_state(-100, None, "a")
+        StateStorage(with_session(store=store, key=keys.chat)).set_state(-100, None, "a")
+        assert list(store) == ["session:-100"]
+
+    @needs_parts
+    def test_several_bots(self, storage, store):
+        """Each has a property of its own; one storage for two is refused, with the cure."""
+        bot_with(storage).set_state(1, "a")
+        with says(ValueError, "bot 1", "bot 2", "property"):
+            bot_with(storage, "2:test").get_state(1)
+        other = StateStorage(with_session(property="other", store=store))
+        assert bot_with(other, "2:test").get_state(1) is None
+
+    def test_the_name_of_the_state_is_taken(self, bot, storage):
+        bot.set_state(1, "a")
+        with says(ValueError, "'_state'", "another name"):
+            bot.add_data(1, _state="b")
+        with says(ValueError, "'_state'"), bot.retrieve_data(1) as data:
+            data["_state"] = "b"
+        assert bot.get_state(1) == "a"
+
+    def test_misuse(self, store):
+        for given in (store, with_session, None, MemoryStore()):
+            with says(TypeError, "declaration", "StateStorage(with_session())"):
+                StateStorage(given)
+
+
+class TestTogether:
+    @pytest.mark.parametrize("threads", [2, 8])
+    def test_blocks_of_one_user(self, threads, quick_switches):
+        """5.1 200 of 200, where pyTelegramBotAPI's storages keep about 100 and 25."""
+        storage = StateStorage(with_session(store=MemoryStore()))
+        bot = telebot.TeleBot("1:test", state_storage=storage, num_threads=threads)
+        done = threading.Semaphore(0)
+
+        @bot.message_handler(func=lambda m: True)
+        def count(message):
+            with bot.retrieve_data(message.from_user.id, message.chat.id) as data:
+                n = data.get("n", 0)
+                time.sleep(random.random() * 0.002)
+                data["n"] = n + 1
+            done.release()
+
+        bot.set_state(42, "a")
+        bot.process_new_messages([message() for _ in range(200)])
+        for _ in range(200):
+            assert done.acquire(timeout=TIMEOUT)
+        bot.worker_pool.close()
+        assert storage.get_data(42, 42) == {"n": 200}
+
+    @pytest.mark.parametrize("calls", ["add_data", "set_state", "reset_data"])
+    def test_all_calls_wait_for_the_block(self, calls):
+        """It holds the lock; only `get_state`, which a filter asks, does not wait."""
+        storage = StateStorage(with_session(store=MemoryStore(), lock_timeout=0.05))
+        bot = bot_with(storage)
+        bot.set_state(1, "a")
+        inside, leave = threading.Event(), threading.Event()
+
+        def block():
+            with bot.retrieve_data(1):
+                inside.set()
+                leave.wait(TIMEOUT)
+
+        def other():
+            inside.wait(TIMEOUT)
+            try:
+                assert bot.get_state(1) == "a"
+                more = {"add_data": {"n": 1}, "set_state": {"state": "b"}}.get(calls, {})
+                with pytest.raises(SessionBusy):
+                    getattr(bot, calls)(1, **more)
+            finally:
+                leave.set()
+
+        assert run_together(block, other) == [None, None]
+
+    @pytest.mark.parametrize("name", ["sqlite", "redis-store"])
+    def test_processes(self, request, crowd, name):  # noqa: F811
+        """4 processes, 100 blocks of one user each: there are 400."""
+        url = empty(request, name)
+        with connect(url) as store:
+            storage = StateStorage(with_session(store=store))
+            storage.set_state(42, 42, "a")
+            busy = crowd(url, *[["retrievals", 100]] * 4)
+            for worker in busy:
+                worker.go()
+            assert [worker.read() for worker in busy] == [100] * 4
+            assert storage.get_data(42, 42) == {"n": 400}
+
+    def test_a_filter_is_asked_before_the_lock(self):
+        """What stays unsafe: two quick messages answer one question."""
+        bot = bot_with(StateStorage(with_session(store=MemoryStore())))
+        both, took = threading.Barrier(2), []
+
+        @bot.message_handler(state=Form.name)
+        def name(message):
+            both.wait(TIMEOUT)
+            took.append("name")
+            bot.set_state(42, Form.age)
+
+        bot.set_state(42, Form.name)
+        run_together(*[lambda: bot.process_new_messages([message()])] * 2)
+        assert took == ["name", "name"]
+
+    def test_when_is_asked_under_the_lock(self):
+        """The cure: the second of two quick messages answers the second question."""
+        session = with_session(store=MemoryStore())
+        bot = bot_with(StateStorage(session))
+        took = []
+
+        @bot.message_handler(func=lambda m: True)
+        @session.when(_state=Form.name)
+        def name(message):
+            time.sleep(0.01)
+            took.append("name")
+            bot.set_state(42, Form.age)
+
+        @bot.message_handler(func=lambda m: True)
+        @session.when(_state=Form.age)
+        def age(message):
+            took.append("age")
+
+        bot.set_state(42, Form.name)
+        run_together(*[lambda: bot.process_new_messages([message()])] * 2)
+        assert took == ["name", "age"]
+
+
+class TestConversations:
+    """Bots as pyTelegramBotAPI's examples are, which run unchanged but for the one line."""
+
+    def test_states_and_filters(self, bot, store):
+        """Questions by `state=` filters, `is_digit`, and a command at any question."""
+
+        @bot.message_handler(commands=["go"])
+        def go(message):
+            bot.set_state(message.from_user.id, Form.name, message.chat.id)
+            bot.send_message(message.chat.id, "name?")
+
+        @bot.message_handler(state="*", commands=["stop"])
+        def stop(message):
+            bot.delete_state(message.from_user.id, message.chat.id)
+            bot.send_message(message.chat.id, "stopped")
+
+        @bot.message_handler(state=Form.name)
+        def name(message):
+            bot.set_state(message.from_user.id, Form.age, message.chat.id)
+            with bot.retrieve_data(message.from_user.id, message.chat.id) as data:
+                data["name"] = message.text
+            bot.send_message(message.chat.id, "age?")
+
+        @bot.message_handler(state=[Form.age], is_digit=True)
+        def age(message):
+            with bot.retrieve_data(message.from_user.id, message.chat.id) as data:
+                bot.send_message(message.chat.id, f"{data['name']}, {message.text}, {len(data)}")
+            bot.delete_state(message.from_user.id, message.chat.id)
+
+        @bot.message_handler(state=Form.age, is_digit=False)
+        def no_age(message):
+            bot.send_message(message.chat.id, "a number")
+
+        ann, bob = Chat(bot), Chat(bot, user=2, chat=-100)
+        said = []
+        for text in ("/stop", "/go", "Ann", "old", "36", "36", "/go", "/stop"):
+            said += [[*ann.send(text), *(bob.send(text) if text != "old" else [])]]
+        assert said == [
+            [],
+            ["name?"] * 2,
+            ["age?"] * 2,
+            ["a number"],
+            ["Ann, 36, 1"] * 2,
+            [],
+            ["name?"] * 2,
+            ["stopped"] * 2,
+        ]
+        assert store == {}
+
+    def test_state_context(self, storage, store):
+        """The context that a middleware hands on: set, get, add_data, data, reset_data, delete."""
+        context = pytest.importorskip("telebot.states.sync.context")
+        middleware = pytest.importorskip("telebot.states.sync.middleware")
+        bot = bot_with(storage, use_class_middlewares=True)
+        bot.setup_middleware(middleware.StateMiddleware(bot))
+        seen = []
+
+        @bot.message_handler(commands=["go"])
+        def go(message, state: context.StateContext):
+            state.set(Form.name)
+
+        @bot.message_handler(state=Form.name)
+        def name(message, state: context.StateContext):
+            state.set(Form.age)
+            state.add_data(name=message.text)
+            with state.data() as data:
+                data["n"] = 1
+            seen.append((state.get(), json.loads(store["session:1:-100"])))
+            state.reset_data()
+
+        @bot.message_handler(state=Form.age)
+        def age(message, state_context: context.StateContext):
+            with state_context.data() as data:
+                seen.append(dict(data))
+            state_context.delete()
+
+        chat = Chat(bot, chat=-100)
+        for text in ("/go", "Ann", "36"):
+            chat.send(text)
+        assert seen == [("Form:age", {"_state": "Form:age", "name": "Ann", "n": 1}), {}]
+        assert store == {}
+
+    def test_a_button(self, bot):
+        """A state of the one who clicks, on a callback query as on a message."""
+
+        @bot.message_handler(commands=["go"])
+        def go(message):
+            bot.set_state(message.from_user.id, "colour", message.chat.id)
+            bot.send_message(
+                message.chat.id, "which?", reply_markup=telebot.util.quick_markup(BLUE)
+            )
+
+        @bot.callback_query_handler(func=lambda call: True, state="colour")
+        def clicked(call):
+            bot.add_data(call.from_user.id, call.message.chat.id, colour=call.data)
+            bot.delete_state(call.from_user.id, call.message.chat.id)
+            bot.send_message(call.message.chat.id, call.data)
+
+        chat = Chat(bot, chat=-100)
+        chat.send("/go")
+        clicks = [chat.click("Blue", user=user) for user in (2, 1, 1)]
+        assert clicks == [[], ["blue"], []]
+
+
+BLUE = {"Blue": {"callback_data": "blue"}}
+
+
+class TestTakeOver:
+    """What another storage has kept is brought over, once."""
+
+    RECORDS = {  # noqa: RUF012
+        (1, 1): {"state": "a", "data": {"n": 1}},
+        (-100, 1): {"state": None, "data": {"list": [1, {"x": "y"}]}},
+        (-100, 2): {"state": "b", "data": {}},
+    }
+
+    def check(self, old, storage, **options):
+        assert take_over(old, storage, **options) == 3
+        for (chat, user), record in self.RECORDS.items():
+            assert storage.get_state(chat, user) == record["state"]
+            assert storage.get_data(chat, user) == record["data"]
+
+    @pytest.fixture
+    def write(self, tmp_path):
+        """The storage of a file with that content."""
+
+        def write(content):
+            path = tmp_path / "kept" / "states.pkl"
+            path.parent.mkdir()
+            path.write_bytes(pickle.dumps(content))
+            return StatePickleStorage(str(path))
+
+        return write
+
+    def test_as_it_is_written_now(self, tmp_path, storage):
+        """By the installed version itself."""
+        old = StatePickleStorage(str(tmp_path / "kept" / "states.pkl"))
+        for (chat, user), record in self.RECORDS.items():
+            old.set_state(chat, user, record["state"])
+            for key, value in record["data"].items():
+                old.set_data(chat, user, key, value)
+        self.check(old, storage)
+
+    @pytest.mark.parametrize("bots", [1, 2])
+    def test_files_since_4_23(self, write, storage, bots):
+        """A key for each bot, connection, topic, chat and user; what is not ours stays there."""
+        content = {f"telebot:7:{chat}:{user}": one for (chat, user), one in self.RECORDS.items()}
+        if bots == 2:
+            content["telebot:8:1:1"] = {"state": "other", "data": {"m": 1}}
+        old = write(content)
+        if bots == 2:
+            with says(ValueError, "[7, 8]", "bot_id"):
+                take_over(old, storage)
+        self.check(old, storage, **({"bot_id": 7} if bots == 2 else {}))
+
+    def test_topics_and_connections(self, write, store):
+        parts = ["7:x_-1:1:1", "7:5:-100:1", "7:x:5:-100:1", "-100:1"]
+        content = {f"telebot:{part}": {"state": part, "data": {}} for part in parts}
+        session = with_session(store=store, key=keys.user_topic)
+        assert take_over(write(content), StateStorage(session)) == 4
+        found = {key: session.peek(key=key)["_state"] for key in list(session.keys())}
+        named = ["1:1@x_-1", "1:-100:5", "1:-100@x:5", "1:-100"]
+        assert found == dict(zip(named, parts))
+
+    def test_files_until_4_22(self, write, storage):
+        content = {}
+        for (chat, user), record in self.RECORDS.items():
+            content.setdefault(chat, {})[user] = record
+        self.check(write(content), storage)
+
+    def test_files_until_4_3(self, write, storage):
+        """There was no chat."""
+        assert take_over(write({1: self.RECORDS[1, 1]}), storage) == 1
+        assert (storage.get_state(1, 1), storage.get_data(1, 1)) == ("a", {"n": 1})
+
+    def test_a_state_as_an_object(self, write, storage):
+        """Which a file has, and no session keeps."""
+        take_over(write({"telebot:7:1:1": {"state": Form.name, "data": {}}}), storage)
+        assert storage.get_state(1, 1) == "Form:name"
+
+    def test_once(self, write, storage):
+        """What there is already is not overwritten, and what is nobody's is left."""
+        content = {"telebot:7:1:1": self.RECORDS[1, 1], "telebot:7:1:None": self.RECORDS[1, 1]}
+        old = write(content)
+        assert take_over(old, storage) == 1
+        storage.set_data(1, 1, "n", 2)
+        assert take_over(old, storage) == 0
+        assert storage.get_data(1, 1) == {"n": 2}
+
+    def test_what_can_not_be_kept(self, write, storage):
+        """The error names it; after it is mended, or with another codec, the rest follows."""
+        content = {1: {1: self.RECORDS[1, 1]}, 2: {2: {"state": "a", "data": {"set": {1}}}}}
+        old = write(content)
+        with says(SessionDataError, "session:2:2", "['set']"):
+            take_over(old, storage)
+        session = with_session(property="other", store=MemoryStore())
+        assert take_over(old, StateStorage(session)) == 2
+
+    def test_redis(self, valkey, valkey_port, storage):
+        """By the installed version itself, and in the form that there was until 4.22."""
+        old = StateRedisStorage(port=valkey_port)
+        for (chat, user), record in self.RECORDS.items():
+            if record["state"] is not None:
+                old.set_state(chat, user, record["state"])
+                for key, value in record["data"].items():
+                    old.set_data(chat, user, key, value)
+        kept = {"1": self.RECORDS[-100, 1]}
+        valkey.set(
+            "telebot_-100", json.dumps({**json.loads(valkey.get("telebot_-100") or "{}"), **kept})
+        )
+        valkey.set("another", "x")
+        self.check(old, storage)
+        assert valkey.exists("telebot_-100")
+        assert take_over(old, storage) == 0
