@@ -217,7 +217,7 @@ def take_over(old: Any, new: StateStorage, bot_id: int | None = None) -> int:
     session, taken = new._session, 0
     for place, of, record in found:
         message = new._message(*place)
-        if bot_id in (of, None) or of is None:
+        if None in (bot_id, of) or bot_id == of:
             with contextlib.suppress(SessionUnavailable):  # a state of nobody
                 if session.peek(message) is None:
                     with session.open(message, apart=True) as data:
@@ -265,7 +265,8 @@ def _on_redis(old: Any) -> Iterator[_Found]:
 
 def _places(old: Any, key: str) -> tuple[tuple[Any, ...], Any]:
     """What a key names: bot, business connection and topic, if there are such; chat; user."""
-    parts = key[len(old.prefix) :].split(old.separator)[1:]
+    prefix, separator = getattr(old, "prefix", "telebot"), getattr(old, "separator", ":")
+    parts = key[len(prefix) :].split(separator)[1:]
     *before, chat, user = (int(part) if _is_number(part) else part for part in parts)
     bot = before.pop(0) if before else None
     topic = next((part for part in before if isinstance(part, int)), None)

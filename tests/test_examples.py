@@ -131,6 +131,16 @@ class TestInTheTerminal:
             assert answers(run("register_next_step.py", typed, FORM_DIR="kept")) == answered
         assert [path.name for path in tmp_path.iterdir()] == ["kept"]
 
+    def test_states_asks_on_after_a_restart(self, run):
+        """8.1 The state and what was answered are in the database."""
+        for typed, answered in [
+            ("/start\nAda\n", ["What is your name?", "How old are you?"]),
+            ("old\n", ["That is no age. A number, please, such as 36."]),
+            ("36\n36\n/cancel\n", ["Ada, 36. Thank you!"]),
+            ("/start\n/cancel\n", ["What is your name?", "Forgotten. /start begins again."]),
+        ]:
+            assert answers(run("states.py", typed)) == answered
+
     def test_group_game_starts_in_a_group(self, run):
         shown = answers(run("group_game.py", "/play\n/as 2\n/play\n/chat -2\n/guess 5\n"))
         assert shown == [
