@@ -1,6 +1,7 @@
 """`MongoStore`: sessions in a MongoDB collection, safe for many processes, over pymongo."""
 
 import re
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
@@ -9,16 +10,29 @@ try:
     import bson
     from pymongo import ReadPreference, ReturnDocument
     from pymongo.collection import Collection
-    from pymongo.errors import DuplicateKeyError
+    from pymongo.errors import (
+        DocumentTooLarge,
+        DuplicateKeyError,
+        ExecutionTimeout,
+        InvalidOperation,
+        NotPrimaryError,
+        OperationFailure,
+        ServerSelectionTimeoutError,
+        WriteConcernError,
+    )
+    from pymongo.read_concern import ReadConcern
 except ImportError as error:
     raise ImportError('MongoStore needs pymongo: pip install "telesession[mongo]"') from error
 
 from telesession.codecs import JSON
+from telesession.errors import SessionStoreError
 from telesession.leases import Beat, Held, LeasingStore, foreign, identity, milliseconds
 from telesession.stores import Change, Payload
 
 _PAGE = 1000  # names that are read at once
 _DEEPEST = 50  # levels of a document, of which MongoDB allows a hundred
+
+_NEVER_SENT = (ServerSelectionTimeoutError, InvalidOperation, DocumentTooLarge)
 
 
 class MongoStore(LeasingStore):
@@ -30,17 +44,36 @@ class MongoStore(LeasingStore):
             "_id": "session:42:42",
             "session": {"n": 1},
             "expires": ISODate(...),          # with a ttl
-            "lease": {"token": "...", "until": ISODate(...)},   # while a handler runs
-            "delete_at": ISODate(...),        # the later of both, for the TTL index
+            "lease": {                        # while a handler runs
+                "token": "...", "request": "...", "beat": 1, "until": ISODate(...),
+            },
+            "released": {"token": "...", "request": "..."},    # the last lease before that
+            "delete_at": ISODate(...),        # the later of both times, for the TTL index
         }
 
     ``session`` is a document if that gives the very same JSON again, else the JSON as a string
     (for numbers of more than 64 bits, and keys with ``.`` or ``$``), and binary where the codec
-    makes bytes. Times are those of the server's clock. The TTL index is made when the collection
-    is first used; what expired is not read again, and MongoDB deletes it within a minute.
+    makes bytes. Times are those of the server's clock, on a sharded cluster of the mongos'. What
+    expired is not read again, and MongoDB deletes it within a minute, as it does with the document
+    of a session that was never stored and whose process died.
 
     An update takes two round trips for each of its sessions: what MongoDB changes in one step is
-    one document.
+    one document. These commands are sent, all of them in the Stable API:
+
+    * ``createIndexes`` once, for the TTL index;
+    * ``findAndModify`` with ``upsert`` and a pipeline, by ``_id`` alone, to lease and read;
+    * ``update`` with a pipeline, to save, renew and let go, and ``delete`` for what is removed or
+      was never stored, both by ``_id`` and token;
+    * ``find`` on the primary, for `keys`, `peek`, and to see why a write found no lease.
+
+    The client's own write concern counts. With less than ``"majority"``, a failover can lose what
+    was saved last, and a lease. A client that was connected before a fork works in the child, but
+    pymongo warns of it: make it in the worker.
+
+    The collection needs no preparation. It may be sharded on ``_id``. Where its collation takes two
+    sessions' names as equal, the second is refused. The client's user needs the role ``readWrite``.
+    Amazon DocumentDB and Azure Cosmos DB are not promised to work: nothing that we know of says
+    that they take pipelines in updates.
 
     Args:
         collection: a ``pymongo.collection.Collection``.
@@ -63,10 +96,14 @@ class MongoStore(LeasingStore):
         self._documents: Collection[dict[str, Any]] = collection.with_options(
             codec_options=bson.CodecOptions(document_class=dict),
             read_preference=ReadPreference.PRIMARY,
+            read_concern=ReadConcern("local"),
         )
         self._identity = identity(collection.database.client, collection.full_name)
         self._indexed = False
-        self._until = {"$add": ["$$NOW", milliseconds(self.lease)]}
+        self._term = {
+            "beat": {"$add": [_BEAT, 1]},
+            "until": {"$add": ["$$NOW", milliseconds(self.lease)]},
+        }
 
     @property
     def identity(self) -> object:
@@ -85,45 +122,67 @@ class MongoStore(LeasingStore):
         if not self._indexed:
             self._documents.create_index("delete_at", expireAfterSeconds=0)
             self._indexed = True
-        free = {"$or": [{"$eq": ["$lease.token", token]}, _is_over("$lease.until")]}
-        content = {
-            field: {"$cond": [_EXPIRED, "$$REMOVE", f"${field}"]}
-            for field in ("session", "expires")
-        }
-        lease = {"lease": {"token": token, "until": self._until}}
+        mine = {"$eq": ["$lease.token", token]}
+        free = [_is_over("$lease.until"), mine]
+        if name in stale:
+            held = [["$lease.token", _BEAT], [{"$literal": part} for part in stale[name]]]
+            free.append({"$eq": held})
+        request = secrets.token_hex(4)
+        lease = _if(
+            {"$and": [{"$ne": ["$released.request", request]}, {"$or": free}]},
+            {"token": token, "request": request, **self._term},
+            "$lease",
+        )
+        gone = {"$and": [mine, _EXPIRED]}
         try:
-            found = self._documents.find_one_and_update(
-                {"_id": name, "$expr": free},
-                [{"$set": content | lease}, _DELETE_AT],
+            found: Any = self._documents.find_one_and_update(
+                {"_id": name},
+                [
+                    {"$set": {"lease": lease}},
+                    {"$set": {part: _if(gone, "$$REMOVE", f"${part}") for part in _CONTENT}},
+                    _DELETE_AT,
+                ],
+                {"lease.token": 1, "lease.beat": 1, "session": _if(mine, "$session", "$$REMOVE")},
                 upsert=True,
                 return_document=ReturnDocument.AFTER,
             )
-        except DuplicateKeyError:  # it is there, and not free
+        except DuplicateKeyError:  # others inserted it at this very moment
             raise Held(name) from None
-        if found is None:  # others inserted it at this very moment
-            raise Held(name)
+        self._check(found, name)
+        holder = found.get("lease", {})
+        if holder.get("token") != token:
+            raise Held(name, str(holder.get("token", "")), holder.get("beat", 0))
         return [_payload(name, found.get("session"))]
 
     def renew(self, names: Sequence[str], token: str) -> bool:
         (name,) = names
-        return self._update(_mine(name, token), {"lease.until": self._until})
+        return self._update(
+            _mine(name, token), {f"lease.{part}": value for part, value in self._term.items()}
+        )
 
     def write(
         self, names: Sequence[str], token: str, changes: Sequence[Change], *, release: bool = True
     ) -> bool:
         (name,) = names
         mine = _mine(name, token)
+        released = {
+            "lease": "$$REMOVE",
+            "released": {"token": token, "request": "$lease.request"},
+        }
         if changes and changes[0][1] is not None:
             _, payload, ttl = changes[0]
             expires = "$$REMOVE" if ttl is None else {"$add": ["$$NOW", milliseconds(ttl)]}
             content = {"session": {"$literal": _readable(payload)}, "expires": expires}
-            return self._update(mine, content | (_RELEASED if release else {}))
+            if not release:
+                return self._update(mine, content)
+            return self._update(mine, content | released) or self._released(name, token, False)
         if not release:
-            removed = {"session": "$$REMOVE", "expires": "$$REMOVE"}
+            removed = dict.fromkeys(_CONTENT, "$$REMOVE")
             return self._update(mine, removed) if changes else self.renew(names, token)
-        if not changes and self._update(mine | {"session": {"$exists": True}}, _RELEASED):
+        if not changes and self._update(mine | {"session": {"$exists": True}}, released):
             return True
-        return bool(self._documents.delete_one(mine).deleted_count)
+        deleted = self._documents.delete_one(mine).deleted_count
+        return bool(deleted) or self._released(name, token, True)
 
     def names(self, prefix: str) -> Iterator[str]:
         """The names of the stored sessions that begin with ``prefix``, each once."""
@@ -135,26 +194,58 @@ class MongoStore(LeasingStore):
                     {"_id": name, **_THERE},
                     {"_id": 1},
                     sort=[("_id", 1)],
-                    limit=_PAGE,
-                    batch_size=_PAGE,  # no cursor stays open
+                    limit=-_PAGE,  # negative: in one answer, so that no cursor stays open
                 )
             ]
-            yield from page
-            if len(page) < _PAGE:
+            if not page:
                 return
+            yield from page
             name["$gt"] = page[-1]
 
     def peek(self, name: str) -> Payload | None:
         """What is stored of a session, without a lease."""
         found = self._documents.find_one({"_id": name, **_THERE}, {"session": 1})
-        return None if found is None else _payload(name, found.get("session"))
+        if found is None:
+            return None
+        self._check(found, name)
+        return _payload(name, found.get("session"))
+
+    def refused(self, error: Exception) -> bool:
+        """Whether MongoDB answered that it did nothing, or was never reached."""
+        if isinstance(error, (WriteConcernError, ExecutionTimeout)):
+            return False
+        if isinstance(error, OperationFailure):
+            return not error.has_error_label("RetryableWriteError")
+        return isinstance(error, _NEVER_SENT)
+
+    def cure(self, error: Exception) -> str:
+        code = _NOT_PRIMARY if isinstance(error, NotPrimaryError) else getattr(error, "code", 0)
+        return _CURES.get(code or 0, "")
 
     def _update(self, where: dict[str, Any], values: dict[str, Any]) -> bool:
         return bool(self._documents.update_one(where, [{"$set": values}, _DELETE_AT]).matched_count)
 
+    def _released(self, name: str, token: str, removed: bool) -> bool:
+        """Whether a write that found no lease is one that was done before."""
+        found = self._documents.find_one({"_id": name}, {"released.token": 1})
+        return removed if found is None else found.get("released") == {"token": token}
 
-def _has(field: str) -> dict[str, Any]:
-    return {"$ne": [{"$type": field}, "missing"]}
+    def _check(self, found: dict[str, Any], name: str) -> None:
+        if found["_id"] != name:
+            raise SessionStoreError(
+                f"{name!r}: {self!r} answers with the session of {found['_id']!r}, since the "
+                "collection has a collation that takes both as equal. Give MongoStore a collection "
+                "without a collation.",
+                name,
+            )
+
+
+def _if(condition: Any, this: Any, other: Any) -> dict[str, Any]:
+    return {"$cond": [condition, this, other]}
+
+
+def _is(field: str, kind: str) -> dict[str, Any]:
+    return {"$eq": [{"$type": field}, kind]}
 
 
 def _is_over(field: str) -> dict[str, Any]:
@@ -163,18 +254,29 @@ def _is_over(field: str) -> dict[str, Any]:
 
 
 def _mine(name: str, token: str) -> dict[str, Any]:
-    return {"_id": name, "lease.token": token, "$expr": {"$not": [_is_over("$lease.until")]}}
+    return {"_id": name, "lease.token": token}
 
 
-_EXPIRED = {"$and": [_has("$expires"), _is_over("$expires")]}
+_CONTENT = ("session", "expires")
+_BEAT = {"$ifNull": ["$lease.beat", 0]}
+_EXPIRED = {"$and": [_is("$expires", "date"), _is_over("$expires")]}
 #: Of documents with a session that can be read.
 _THERE: dict[str, Any] = {"session": {"$exists": True}, "$expr": {"$not": [_EXPIRED]}}
-_RELEASED: dict[str, Any] = {"lease": "$$REMOVE"}
-_FOR_GOOD = {"$and": [_has("$session"), {"$not": [_has("$expires")]}]}
-_LATER = {"$toDate": {"$max": [{"$toLong": "$expires"}, {"$toLong": "$lease.until"}]}}
+_FOR_GOOD = {"$and": [{"$not": [_is("$session", "missing")]}, {"$not": [_is("$expires", "date")]}]}
+_LATER = _if(
+    {"$gt": [{"$toLong": "$expires"}, {"$toLong": "$lease.until"}]}, "$expires", "$lease.until"
+)
 #: The last stage of every update.
-_DELETE_AT: dict[str, Any] = {
-    "$set": {"delete_at": {"$cond": [_FOR_GOOD, "$$REMOVE", _LATER]}},
+_DELETE_AT: dict[str, Any] = {"$set": {"delete_at": _if(_FOR_GOOD, "$$REMOVE", _LATER)}}
+
+_NOT_PRIMARY = 10107
+#: What to do, by MongoDB's codes of errors.
+_CURES = {
+    13: "Give the client's user the role readWrite on that database. ",
+    61: "Shard the collection on _id. ",
+    85: "Drop the index delete_at_1, which is not as MongoStore makes it. ",
+    _NOT_PRIMARY: "Let the client find the primary: name the replica set, and leave out "
+    "directConnection. ",
 }
 
 

@@ -26,15 +26,6 @@ import pytest
 
 STARTUP = 30  # seconds, a guard: servers answer within one or two
 
-# Its command line has no option for how often it looks for what has expired.
-_SECANTUS = """
-import json, sys
-from secantus import SecantusDBServer
-server = SecantusDBServer(**json.loads(sys.argv[1]))
-server.start()
-server.wait()
-"""
-
 Command = Callable[[int], Sequence[str]]  #: what runs the server on that port
 Answers = Callable[[int], bool]  #: whether the server on that port does
 
@@ -279,6 +270,8 @@ def mariadb_server(directory: Path) -> Iterator[Server]:
 def mongo_server(directory: Path, **options: Any) -> Iterator[Server]:
     """Run SecantusDB, which speaks as MongoDB does, with further options of its class.
 
+    Before it is a proxy that refuses what mongod refuses, see `tests.mongod`.
+
     As set here, it keeps what it acknowledged when it is killed, and looks every half a second
     for what has expired: its default for that, and MongoDB's, is a minute.
     """
@@ -291,7 +284,7 @@ def mongo_server(directory: Path, **options: Any) -> Iterator[Server]:
     def command(port: int) -> list[str]:
         own = {"port": port, "storage_path": str(directory / "data")}
         arguments = {"sync_on_commit": True, "ttl_sweep_seconds": 0.5, **options, **own}
-        return [sys.executable, "-c", _SECANTUS, json.dumps(arguments)]
+        return [sys.executable, str(Path(__file__).with_name("mongod.py")), json.dumps(arguments)]
 
     def answers(port: int) -> bool:
         with pymongo.MongoClient[Any](
