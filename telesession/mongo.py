@@ -135,7 +135,7 @@ class MongoStore(LeasingStore):
         )
         gone = {"$and": [mine, _EXPIRED]}
         try:
-            found: Any = self._documents.find_one_and_update(
+            found = self._documents.find_one_and_update(
                 {"_id": name},
                 [
                     {"$set": {"lease": lease}},
@@ -146,8 +146,10 @@ class MongoStore(LeasingStore):
                 upsert=True,
                 return_document=ReturnDocument.AFTER,
             )
-        except DuplicateKeyError:  # others inserted it at this very moment
-            raise Held(name) from None
+        except DuplicateKeyError:
+            found = None
+        if found is None:  # others inserted it at this very moment
+            raise Held(name)
         self._check(found, name)
         holder = found.get("lease", {})
         if holder.get("token") != token:
