@@ -32,6 +32,12 @@ Command = dict[str, Any]
 _HEAD = struct.Struct("<iiii")  # length, request, the request that is answered, kind
 _OP_MSG = 2013
 _MOST_LEVELS = 200
+_NAMES = {
+    15: "Overflow",
+    20: "IllegalOperation",
+    61: "ShardKeyNotFound",
+    224: "QueryFeatureNotAllowed",
+}
 
 
 class Refused(Exception):
@@ -192,10 +198,10 @@ def _mentions(value: Any, key: str) -> bool:
 
 
 class Collations:
-    """A collection's collation counts where a command names none; SecantusDB forgets it.
+    """A collection's collation counts where a command names none, for ``_id`` as well.
 
-    The pages Collation and create of the manual; ``collatorCompareTo`` apart, the index on ``_id``
-    has it, too, which can't be seen here, since a query finds the equal document first.
+    The pages Collation and create of the manual. SecantusDB uses a collation only if the command
+    names it, and for an ``_id`` only within ``$and``.
     """
 
     def __init__(self) -> None:
@@ -211,6 +217,9 @@ class Collations:
             return False
         for part in command.get("updates") or command.get("deletes") or [command]:
             part.setdefault("collation", self._of[place])
+            for key in ("query", "filter", "q"):
+                if part.get(key):
+                    part[key] = {"$and": [part[key]]}
         return True
 
 
@@ -325,7 +334,7 @@ def _refusal(name: str, refused: Refused) -> Command:
     error = {"code": refused.code, "errmsg": str(refused)}
     if name in ("update", "delete") and refused.code not in (15, 20):
         return {"ok": 1.0, "n": 0, "nModified": 0, "writeErrors": [{"index": 0, **error}]}
-    return {"ok": 0.0, "codeName": f"Location{refused.code}", **error}
+    return {"ok": 0.0, "codeName": _NAMES.get(refused.code, f"Location{refused.code}"), **error}
 
 
 def _message(source: socket.socket) -> bytes:
