@@ -4,7 +4,6 @@ import base64
 import contextlib
 import inspect
 import reprlib
-import shelve
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +12,7 @@ from typing import Any, TypeAlias
 
 import cachetools
 
-from telesession._forks import Mutex
+from telesession import _clients
 from telesession.errors import SessionDataError, SessionStoreError
 from telesession.stores import Change, Payload, Store, partly_saved
 
@@ -29,14 +28,41 @@ class KeyValueStore(Store):
 
     The object is handed strings, and may give back `str` or `bytes`. A falsy answer or a
     `KeyError` means "nothing stored". ``delete``, or item deletion, is used where there is one,
-    else an empty string is set. An answer of `False` from ``set`` is a failure. The object need
-    not be thread-safe: it is called by one thread at a time.
+    else an empty string is set. An answer of `False` from ``set`` is a failure, and so is one from
+    ``delete`` where something is left. The object need not be thread-safe: it is called by one
+    thread at a time.
 
-    Where several sessions are saved and one of them fails, those before it are put back. The names
+    Where several sessions are saved and one of them fails, those before it are put back. An object
+    that fails is not asked again for a single one, unless it is known to have answered. The names
     of the sessions are listed for mappings and diskcache.
+
+    After an exception out of a signal handler, or an error, the connections of a client of Redis
+    or memcached are closed, since an answer may be left there that nobody has read; it opens new
+    ones. Of other objects with get and set, ``disconnect_all``, or after such an exception or a
+    time-out ``close``, is called, where there is one.
 
     JSON text is kept as it is. Before anything else, and before text with a ttl, stands a short
     head, ``@<Unix time of expiry>@``, since most such stores know no expiry.
+
+    Caches forget. What each drops by its defaults, and how to have it keep all:
+
+    =====================  =========================================  ==========================
+    cache                  forgets                                    keeps all with
+    =====================  =========================================  ==========================
+    cachelib, each         what has no ttl, after 300 s               ``default_timeout=0``
+    ... FileSystemCache    beyond 500 entries                         ``threshold=0``
+    ... SimpleCache        beyond 500 entries (also if that is 0)     a large ``threshold``
+    diskcache.Cache        beyond 1 GiB                               ``eviction_policy="none"``
+    cachetools, each       beyond ``maxsize``; TTLCache and           nothing
+                           TLRUCache by their own ttl, too
+    memcached              beyond 64 MiB, and when it ends            nothing (``-M``: it refuses)
+    Redis                  nothing, unless ``maxmemory-policy`` says  ``noeviction``
+    django.core.cache      after 300 s; in memory and in files       ``TIMEOUT=None``,
+                           beyond 300 entries                         ``MAX_ENTRIES``
+    =====================  =========================================  ==========================
+
+    cachelib.FileSystemCache, with any options, logs a file that it can't read, and says that
+    nothing is stored.
 
     Args:
         store: the object.
@@ -44,6 +70,13 @@ class KeyValueStore(Store):
             that have one: ``"timeout"`` for cachelib, ``"expire"`` for diskcache. The object
             then expires the session; without it expired content stays until it is next opened.
         clock: the time in seconds since the epoch, as a callable; for tests.
+
+    Raises:
+        TypeError: for what can't be a store: asynchronous clients, files of `dbm` that only one
+            thread can use, and clients that hide failures, so that what can't be read would seem
+            not to be stored. Of memcached's clients that leaves pymemcache's, without
+            ``ignore_exc`` and with ``default_noreply=False``; where it hashes, with
+            ``retry_attempts=math.inf, retry_timeout=-math.inf``.
     """
 
     def __init__(
@@ -77,22 +110,16 @@ class KeyValueStore(Store):
                 "telesession store, a mapping such as {}, or an object with get(key) and "
                 "set(key, value)"
             )
-        calls = get, put, getattr(type(store), "execute_command", None)  # that of Redis' clients
-        if any(map(inspect.iscoroutinefunction, calls)):
-            raise TypeError(
-                f"store={type(store).__name__} is asynchronous: telesession is for blocking bots, "
-                "give the blocking client of the same service"
-            )
+        _clients.check(store, (get, put, delete))
         self.store = store
         self._get, self._put, self._delete = get, put, delete
         # Reading an item of a cache would make it the last used.
         cache = type(store).__module__.partition(".")[0] == "cachetools"
         self._get_unused = partial(_unused, store) if cache else get
-        # else a crash loses what is new; not for others, whose sync may be another thing
-        self._sync = store.sync if isinstance(store, shelve.Shelf) else lambda: None
+        self._sync = _clients.sync(store)
         self._expire = expire
         self._clock = clock
-        self._mutex = _mutexes.setdefault(id(store), Mutex())
+        self._mutex = _lines.setdefault(id(store), _clients.Line(store))
 
     @property
     def identity(self) -> object:
@@ -126,7 +153,8 @@ class KeyValueStore(Store):
     def _carry_out(self, found: Found, changes: Sequence[Change]) -> None:
         texts, begun = [], []
         for name, payload, ttl in changes:
-            expires = None if ttl is None or self._expire else self._clock() + ttl
+            # What the object isn't told, or not exactly, the text tells.
+            expires = None if ttl is None or self._told(ttl) == ttl else self._clock() + ttl
             texts.append((name, None if payload is None else compose(payload, expires), ttl))
         try:
             for name, text, ttl in texts:
@@ -134,8 +162,10 @@ class KeyValueStore(Store):
                 self._write(name, text, ttl)
             self._sync()
         except BaseException as error:
-            if len(changes) == 1 or not begun:
-                raise  # a single change can't be half done: the store isn't asked again for it
+            # A single change can't be half done, and the store isn't asked again for it; unless it
+            # answers, since memcached drops what it had when it refuses what is too large.
+            if not begun or (len(changes) == 1 and not self._answered(error)):
+                raise
             *saved, failed = begun
             # the client's own error, if any, is on its way to the caller
             with contextlib.suppress(Exception):
@@ -164,7 +194,7 @@ class KeyValueStore(Store):
     def _read(self, name: str, get: Callable[[str], Any]) -> tuple[str | None, Payload | None]:
         """The text that is kept, and the payload in it, `None` if that has expired."""
         try:
-            text = self._blocking(get(name))
+            text = self._ask(get, name)
         except KeyError:
             return None, None
         if not text:
@@ -192,23 +222,38 @@ class KeyValueStore(Store):
                 if stored:
                     yield name
 
+    def refused(self, error: Exception) -> bool:
+        return _clients.refused(self.store, error)
+
+    def _answered(self, error: BaseException) -> bool:
+        return isinstance(error, SessionStoreError) or _clients.answered(error)
+
     def _write(self, name: str, text: str | None, ttl: float | None = None) -> None:
         """Keep a text, or nothing."""
         if text is None and self._delete is not None:
             with contextlib.suppress(KeyError):
-                self._blocking(self._delete(name))
+                # Many answer False for what was not there.
+                if self._ask(self._delete, name) is False and self._ask(self._get_unused, name):
+                    raise self._unsaved(name, "delete")
             return
-        options = {}
-        if text is not None and ttl is not None and self._expire:
-            options[self._expire] = int(ttl) if ttl == int(ttl) else ttl  # some take no fractions
-        if self._blocking(self._put(name, text or "", **options)) is False:
-            raise SessionStoreError(
-                f"{name!r} was not saved: {type(self.store).__name__}.set answered False. "
-                "See the store's own log; it may be full, or the value too large for it."
-            )
+        told = None if text is None or ttl is None else self._told(ttl)
+        options = {self._expire: told} if self._expire and told is not None else {}
+        if self._ask(self._put, name, text or "", **options) is False:
+            raise self._unsaved(name, "set")
 
-    def _blocking(self, answer: Any) -> Any:
-        if inspect.isawaitable(answer):
+    def _told(self, ttl: float) -> int | None:
+        """What the object is told of a time to live."""
+        return _clients.seconds(self.store, ttl, self._clock()) if self._expire else None
+
+    def _unsaved(self, name: str, method: str) -> SessionStoreError:
+        return SessionStoreError(
+            f"{name!r} was not saved: {type(self.store).__name__}.{method} answered False. "
+            "See the store's own log; it may be full, or the value too large for it."
+        )
+
+    def _ask(self, call: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        answer = self._mutex.ask(call, *args, **options)
+        if inspect.isawaitable(answer) or inspect.isasyncgen(answer):
             if inspect.iscoroutine(answer):
                 answer.close()
             raise SessionStoreError(
@@ -251,7 +296,7 @@ _BETTER = {"pymongo": "mongo.MongoStore(collection)", "sqlalchemy": "sql.SQLStor
 
 
 # By the identity of the object, which lives as long as a wrapper of it does.
-_mutexes: "weakref.WeakValueDictionary[int, Mutex]" = weakref.WeakValueDictionary()
+_lines: "weakref.WeakValueDictionary[int, _clients.Line]" = weakref.WeakValueDictionary()
 _wrapped: "weakref.WeakValueDictionary[int, KeyValueStore]" = weakref.WeakValueDictionary()
 
 

@@ -70,7 +70,9 @@ class Interrupting:
 
 
 def interruptions(
-    make: Callable[[], Subject], run: Callable[[Subject], Iterator[None]], path: str = TELESESSION
+    make: Callable[[], Subject],
+    run: Callable[[Subject], Iterator[None]],
+    path: str | tuple[str, ...] = TELESESSION,
 ) -> Iterator[Subject]:
     """Interrupt ``run`` once at each of its lines, each time with a new subject, and yield that.
 

@@ -10,7 +10,6 @@ import datetime
 import dbm.dumb
 import decimal
 import gc
-import importlib.util
 import json
 import math
 import pickle
@@ -354,15 +353,10 @@ class TestOneObject:
 
         assert Kept.gone
 
-    @pytest.mark.xfail(
-        importlib.util.find_spec("dbm.sqlite3") is not None,
-        strict=True,
-        reason="shelve.open() chooses dbm.sqlite3, which no other thread may use",
-    )
     def test_a_shelf_that_another_thread_opened(self, tmp_path):
-        """As it is for every bot with worker threads. From Python 3.13 on."""
+        """As it is for every bot with worker threads."""
         bot = Bot(2)
-        with shelve.open(str(tmp_path / "shelf")) as shelf:
+        with shelve.Shelf(dbm.dumb.open(str(tmp_path / "shelf"))) as shelf:
 
             @bot.handler
             @with_session(store=shelf)
@@ -370,8 +364,19 @@ class TestOneObject:
                 message.session["n"] = message.session.get("n", 0) + 1
 
             bot.run([payload(text="count")] * 10)
+            assert found(store=shelf) == {"n": 10}
 
         assert bot.errors == []
+
+    @pytest.mark.skipif(sys.version_info < (3, 13), reason="there is no dbm.sqlite3")
+    def test_what_shelve_opens_is_refused_from_python_313_on(self, tmp_path):
+        """Only the thread that opened it may use it."""
+        pytest.importorskip("dbm.sqlite3")
+        with (
+            shelve.open(str(tmp_path / "shelf")) as shelf,
+            pytest.raises(TypeError, match=r"Give shelve\.Shelf\(dbm\.dumb\.open\("),
+        ):
+            with_session(store=shelf)
 
     def test_it_need_not_be_thread_safe(self):
         """It is called by one thread at a time, wrapped once or more often."""
