@@ -35,6 +35,7 @@ from telesession import (
     SessionError,
     _clients,
     _dispatch,
+    _forks,
     _locks,
     _workers,
     keyvalue,
@@ -52,7 +53,7 @@ ALL = ("line", "call", "return")
 TTL = 60.0
 LEASED = "AssertionError: a lease is left"
 HALF = "AssertionError: half of it was saved"
-KEYVALUE = (str(keyvalue.__file__), str(_clients.__file__))
+KEYVALUE = [str(module.__file__) for module in (keyvalue, _clients, _forks)]
 
 
 class Listing(Leasing):
