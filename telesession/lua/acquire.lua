@@ -1,33 +1,50 @@
 -- Lease sessions and read them: all of them, or none.
 --
--- KEYS    two for each session: its data, its lease
--- ARGV    1: the token of who asks
---         2: how long the leases last, in milliseconds
---         3: "1" if the caller has waited, so that others may be waiting too; else "0"
--- Returns an array of what is stored of each session, nil where nothing is;
---         or the number, from 1, of the first session that somebody else has leased.
+-- KEYS    three for each session: its data, its lease, and what tells that the token let go of it
+-- ARGV    1: the number of this request
+--         2: the token of who asks
+--         3: how long the leases last, in milliseconds
+--         4: "1" if the caller has waited, so that others may be waiting too; else "0"
+--         then, for none or each session: the lease that may be taken although it isn't over, or ""
+-- Returns an array: the number of this request, 0, what is stored of each session, nil where
+--         nothing is; or that number, the place, from 1, of the first session that somebody else
+--         has leased, and that lease.
 --
--- A lease is a string: the token of its holder, followed by "!" for each time that somebody came
--- to wait for it. So whoever lets go of it knows whether to wake anybody.
-local token, milliseconds, waited = ARGV[1], ARGV[2], ARGV[3] == '1'
+-- A lease is a string: the token of its holder, the number of the request that took it, and that of
+-- the last request that made it last longer, with a blank in between; and "!" at its end once
+-- somebody came to wait for it, so that whoever lets go of it knows whether to wake anybody.
+--
+-- Requests of one token have numbers that grow. Those that come after the token let go, although
+-- they have a smaller number, are late copies, which a client sent again when it got no answer.
+local number, token, milliseconds, waited = ARGV[1], ARGV[2], ARGV[3], ARGV[4] == '1'
 
-for i = 2, #KEYS, 2 do
-  local holder = redis.call('GET', KEYS[i])
-  if holder and string.sub(holder, 1, #token) ~= token then
-    if string.sub(holder, -1) ~= '!' then
-      redis.call('APPEND', KEYS[i], '!') -- unlike SET, it leaves the expiry as it is
+for i = 1, #KEYS, 3 do
+  local place = (i + 2) / 3
+  local lease = redis.call('GET', KEYS[i + 1])
+  if lease and string.sub(lease, 1, #token + 1) ~= token .. ' ' then
+    local bare = string.match(lease, '^(.-)!?$')
+    if bare ~= ARGV[4 + place] then
+      if bare == lease then
+        redis.call('APPEND', KEYS[i + 1], '!') -- unlike SET, it leaves the expiry as it is
+      end
+      return {number, place, bare}
     end
-    return i / 2
+  end
+  local done = redis.call('GET', KEYS[i + 2])
+  if done and math.abs(tonumber(done)) > tonumber(number) then
+    return redis.error_reply('ERR a late copy of a request')
   end
 end
 
 -- GET, since MGET would take a key of a wrong type for one that isn't there; and all of them before
 -- the first lease is taken, since such a key is an error, after which no lease may be left.
-local found = {}
-for i = 1, #KEYS, 2 do
+local found = {number, 0}
+for i = 1, #KEYS, 3 do
   found[#found + 1] = redis.call('GET', KEYS[i])
 end
-for i = 2, #KEYS, 2 do
-  redis.call('SET', KEYS[i], waited and token .. '!' or token, 'PX', milliseconds)
+for i = 1, #KEYS, 3 do
+  local lease = token .. ' ' .. number .. ' ' .. number
+  redis.call('SET', KEYS[i + 1], waited and lease .. '!' or lease, 'PX', milliseconds)
+  redis.call('DEL', KEYS[i + 2]) -- the token has it once more
 end
 return found
