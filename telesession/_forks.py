@@ -18,6 +18,20 @@ def per_process(owner: Any, reset: Callable[[Any], object]) -> None:
     _resets[owner] = reset
 
 
+_pauses: "weakref.WeakKeyDictionary[Any, tuple[Callable[[Any], object], ...]]"
+_pauses = weakref.WeakKeyDictionary()
+
+
+def around_fork(
+    owner: Any, before: Callable[[Any], object], after: Callable[[Any], object]
+) -> None:
+    """Call ``before(owner)`` before each fork, and ``after(owner)`` in the parent when it is over.
+
+    That goes on for as long as ``owner`` lives.
+    """
+    _pauses[owner] = before, after
+
+
 class Mutex:
     """Lets one thread at a time work, whatever comes in between: exceptions, forks, gevent."""
 
@@ -53,5 +67,12 @@ def _in_child() -> None:
         reset(owner)
 
 
+def _around(step: int) -> None:
+    for owner, steps in list(_pauses.items()):
+        steps[step](owner)
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_child)
+    os.register_at_fork(
+        before=lambda: _around(0), after_in_parent=lambda: _around(1), after_in_child=_in_child
+    )

@@ -537,7 +537,7 @@ def _on_sql(engine: Any) -> Backend:
 
     def leased() -> Any:
         with engine.begin() as connection:
-            return connection.execute(sa.select(t.name).where(t.token.is_not(None))).all()
+            return connection.execute(sa.select(t.name).where(t.leased_until.is_not(None))).all()
 
     return LeasingBackend(store, age, leased)
 

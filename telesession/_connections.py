@@ -1,0 +1,338 @@
+"""Connections to a SQL database that are a store's own."""
+
+import contextlib
+import random
+import sqlite3
+import time
+import weakref
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
+
+from telesession._forks import Mutex, around_fork, per_process
+from telesession._statements import BEGIN, Statement, Values
+
+Result = TypeVar("Result")
+
+_ATTEMPTS = 5  # to do it while other transactions are in the way
+_AT_ONCE = 0.5  # seconds within which a connection that was dead shows it; else it timed out
+_BEFORE_FORK = 1.0  # seconds that a fork waits for threads that are using SQLite
+
+# Those of the parent of a forked child, for good: closed here, they would end for the parent.
+_inherited: list[sa.Engine] = []
+
+
+class Say:
+    """Says statements on a connection."""
+
+    __slots__ = ("cursor", "lost", "text")
+
+    def __init__(self, cursor: Any, lost: DBAPIError | None) -> None:
+        self.cursor = cursor
+        self.lost = lost  #: the error of the first try, if this is the second: it may have done it
+        self.text = ""
+
+    def word(self, text: str, parameters: Any = ()) -> None:
+        self.text = text
+        self.cursor.execute(text, parameters)
+
+    def do(self, statement: Statement, values: Values) -> int:
+        """How many rows it was done to."""
+        self.word(statement.text, statement.parameters(values))
+        return int(self.cursor.rowcount)
+
+    def ask(self, statement: Statement, values: Values) -> list[Any]:
+        """The rows that it gives."""
+        self.word(statement.text, statement.parameters(values))
+        return list(self.cursor.fetchall())
+
+
+class _WasDead(Exception):
+    """A connection of the pool had died before it was used."""
+
+    def __init__(self, error: DBAPIError) -> None:
+        self.error = error
+
+
+class Connections:
+    """A pool like that of an engine, and apart from it.
+
+    Each statement is committed at once, unless a transaction is begun. SQLAlchemy's `Connection`
+    is passed by, since it takes several times as long as most statements do. A connection during
+    whose use an exception came is closed: an answer may be left on it, or a transaction. Unless
+    another transaction was just in the way, all are closed then, since the server may have been
+    restarted, or demoted.
+    """
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+        self._dialect: Any = engine.dialect
+        self._sqlite = engine.dialect.name == "sqlite"
+        # SQLite has one writer at a time, and whoever waits for the file looks at it ever more
+        # seldom: it is better that threads of one process wait for each other.
+        self._turn = Mutex()
+        self._locked = 0.0  # when one of them last gave up waiting for the file
+        self._own: sa.Engine | None = None
+        self._end: Any = None
+        per_process(self, Connections._reset)
+        if self._sqlite:
+            around_fork(self, Connections._pause, Connections._resume)
+        this = weakref.ref(self)
+
+        def disposed(engine: sa.Engine) -> None:
+            if (connections := this()) is not None and connections._own is not None:
+                connections._own.dispose()
+
+        sa.event.listen(engine, "engine_disposed", disposed)
+
+    def _reset(self) -> None:
+        if self._own is not None:
+            self._end.detach()
+            _inherited.append(self._own)
+            self._own = None
+
+    def _pause(self) -> None:
+        """Have no file of SQLite open at a fork: its library must not be carried across with one.
+
+        A child would believe that it has the locks of the parent's connections.
+        """
+        deadline = time.monotonic() + _BEFORE_FORK
+        self._turn.current().acquire(timeout=_BEFORE_FORK)
+        if self._own is not None:
+            reading = getattr(self._own.pool, "checkedout", int)
+            while reading() and time.monotonic() < deadline:
+                time.sleep(0.001)
+            self._own.dispose()
+
+    def _resume(self) -> None:
+        with contextlib.suppress(RuntimeError):
+            self._turn.current().release()
+
+    @property
+    def own(self) -> sa.Engine:
+        """The engine around the pool, made when it is first needed: listeners are there by then."""
+        if self._own is None:
+            pool = self._engine.pool.recreate()
+            sa.event.listen(pool, "connect", self._begin)
+            own = sa.Engine(pool, self._dialect, self._engine.url, hide_parameters=True)
+            self._end = weakref.finalize(self, own.dispose)
+            self._own = own
+        return self._own
+
+    @property
+    def _begin(self) -> Callable[[Any, Any], None]:
+        """What is done with a new connection, after what the user's listeners do."""
+        if self._sqlite:
+            return _begin_sqlite
+        dialect = self._dialect
+        return lambda connection, record: dialect.set_isolation_level(connection, "AUTOCOMMIT")
+
+    def run(
+        self,
+        work: Callable[[Say], Result],
+        *,
+        together: bool = False,
+        lasting: bool = False,
+        reading: bool = False,
+    ) -> Result:
+        """Do ``work`` on a connection.
+
+        It is done again on a new connection where one of the pool turned out dead, and where the
+        database asks for that, as after a deadlock. Errors of the driver are raised as SQLAlchemy
+        raises them; their ``statement`` is `None` where there was no connection.
+
+        Args:
+            together: in a transaction, which is rolled back if ``work`` returns something false.
+            lasting: wait for the disk as the user has set it; on SQLite nothing else does.
+            reading: it writes nothing.
+        """
+        if reading or not self._sqlite:
+            return self._run(work, together, lasting, None)
+        since = time.monotonic()
+        return self._turn.alone(lambda: self._run(work, together, lasting, since))
+
+    def _run(
+        self, work: Callable[[Say], Result], together: bool, lasting: bool, since: float | None
+    ) -> Result:
+        lost: DBAPIError | None = None
+        attempt = 0
+        while True:
+            attempt += 1
+            pool = self.own.pool
+            # Somebody gave up waiting for the file while this thread waited for its turn.
+            hurry = since is not None and since < self._locked
+            try:
+                return self._once(pool, work, together or attempt > 1, lasting, hurry, lost)
+            except _WasDead as dead:
+                self._drop(pool)
+                if lost is not None:
+                    raise lost from None
+                lost = dead.error
+            except Exception as error:
+                if is_conflict(error) and attempt < _ATTEMPTS:
+                    time.sleep(random.uniform(0, 0.01 * 2**attempt))
+                    continue
+                self._drop(pool)
+                if is_locked(error):
+                    self._locked = time.monotonic()
+                if lost is not None:
+                    raise lost from None
+                raise
+
+    def _drop(self, pool: sa.Pool) -> None:
+        own = self.own
+        if own.pool is pool:
+            own.dispose()
+
+    def _once(
+        self,
+        pool: sa.Pool,
+        work: Callable[[Say], Result],
+        together: bool,
+        lasting: bool,
+        hurry: bool,
+        lost: DBAPIError | None,
+    ) -> Result:
+        began = time.monotonic()
+        try:
+            connection = pool.connect()
+        except self._dialect.loaded_dbapi.Error as error:
+            raise self._wrapped(error, None, True) from error
+        info: Any = connection.info
+        cursor: Any = None
+        say: Say | None = None
+        try:
+            cursor = connection.cursor()
+            say = Say(cursor, lost)
+            if self._sqlite:
+                _care(say, info, lasting, hurry)
+            if together:
+                say.word(BEGIN[self._dialect.name])
+            result = work(say)
+            if together:
+                say.word("COMMIT" if result else "ROLLBACK")
+            cursor.close()
+            info["used"] = True
+        except BaseException as error:
+            failed = self._failed(error, connection, say)
+            with contextlib.suppress(Exception):
+                cursor.close()
+            connection.invalidate()
+            if failed is None:
+                raise
+            at_once = time.monotonic() - began < _AT_ONCE and not _timed_out(error)
+            if failed.connection_invalidated and at_once and "used" in info:
+                raise _WasDead(failed) from error
+            raise failed from error
+        if pool is self.own.pool:
+            connection.close()
+        else:
+            connection.invalidate()  # the others were closed meanwhile
+        return result
+
+    def _failed(self, error: BaseException, connection: Any, say: Say | None) -> DBAPIError | None:
+        """The driver's error as SQLAlchemy's, if it is one."""
+        if not isinstance(error, self._dialect.loaded_dbapi.Error):
+            return None
+        cursor = say.cursor if say else None
+        gone = self._dialect.is_disconnect(error, connection.dbapi_connection, cursor)
+        return self._wrapped(error, say.text if say else "", gone)
+
+    def _wrapped(self, error: Exception, text: str | None, gone: bool) -> DBAPIError:
+        wrapped: Any = DBAPIError.instance(
+            text,
+            None,
+            error,
+            self._dialect.loaded_dbapi.Error,
+            hide_parameters=True,
+            connection_invalidated=gone,
+            dialect=self._dialect,
+        )
+        return wrapped  # type: ignore[no-any-return]
+
+
+def _begin_sqlite(connection: sqlite3.Connection, record: Any) -> None:
+    """Commit each statement at once, and note what is to be restored."""
+    if getattr(connection, "autocommit", -1) != -1:  # since Python 3.12; -1 leaves it to the other
+        connection.autocommit = True  # type: ignore[attr-defined,unused-ignore]
+    connection.isolation_level = None
+    level, mode, patience = (
+        connection.execute(f"PRAGMA {name}").fetchone()[0]
+        for name in ("synchronous", "journal_mode", "busy_timeout")
+    )
+    # what the user has set, and what is set now
+    record.info["waits"] = (level, level) if mode == "wal" else (0, 0)
+    record.info["patience"] = patience
+
+
+def _care(say: Say, info: Any, lasting: bool, hurry: bool) -> None:
+    """Have SQLite wait for the disk, and for the file, as is asked for.
+
+    In a file that is written ahead, what the system has is safe while the machine runs. If power
+    fails, whoever has a lease is gone with it.
+    """
+    users, now = info["waits"]
+    level = users if lasting else min(users, 1)
+    if level != now:
+        say.word(f"PRAGMA synchronous = {level}")
+        info["waits"] = users, level
+    if hurry or "hurried" in info:
+        say.word(f"PRAGMA busy_timeout = {0 if hurry else info['patience']}")
+        info["hurried"] = True
+
+
+def _original(error: object) -> Any:
+    return getattr(error, "orig", None)
+
+
+def _number(error: Any) -> Any:
+    """What the server calls an error: five letters on PostgreSQL, a number on MySQL, or `None`."""
+    first = error.args[0] if error is not None and error.args else None
+    if isinstance(first, dict):  # pg8000
+        return first.get("C")
+    state = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
+    number = getattr(error, "errno", None) or first  # mysql-connector, and mariadb
+    return number if isinstance(number, int) else state
+
+
+def is_conflict(error: BaseException) -> bool:
+    """Whether another transaction was in the way of this one, and the database says: once more.
+
+    PostgreSQL's serialization failure and deadlock; MySQL's record that was changed since it was
+    read, and deadlock.
+    """
+    return _number(_original(error)) in ("40001", "40P01", 1020, 1213)
+
+
+def is_locked(error: BaseException) -> bool:
+    """Whether SQLite waited in vain for a file that another connection has locked."""
+    original = _original(error)
+    return isinstance(original, sqlite3.OperationalError) and "is locked" in str(original)
+
+
+def was_refused(error: BaseException) -> bool:
+    """Whether nothing was done: there was no connection, or the server answered that it refuses."""
+    if isinstance(error, sa.exc.TimeoutError):
+        return True  # the pool had no connection free
+    if not isinstance(error, DBAPIError):
+        return False
+    if error.statement is None:
+        return True
+    if error.connection_invalidated:
+        return False
+    original = _original(error)
+    if isinstance(original, sqlite3.Error):
+        return "disk I/O" not in str(original)
+    number = _number(original)
+    # those from 2000 to 2999 are of MySQL's clients
+    return number is not None and (isinstance(number, str) or not 2000 <= number < 3000)
+
+
+def _timed_out(error: BaseException | None) -> bool:
+    for _ in range(10):
+        if isinstance(error, TimeoutError):
+            return True
+        error = getattr(error, "__cause__", None) or getattr(error, "__context__", None)
+    return False
