@@ -3,7 +3,7 @@
 pyTelegramBotAPI tries one handler after the other. A handler under `when` for which the update is
 not leaves its visit to the dispatch, with its sessions locked. The next handler of the same
 sessions takes them over; anything else of the thread that wants them joins them. When the dispatch
-ends, however it ends, what is left is settled.
+ends, however it ends, what is left is saved and let go.
 
 The dispatch is known because two methods of `TeleBot` are wrapped as soon as `when` is used. They
 are private to pyTelegramBotAPI: where it lacks them, no dispatch is known, and a handler under
@@ -44,7 +44,8 @@ class Dispatch:
 
     def keep(self, visit: Any) -> None:
         """Have what a handler leaves for the next one."""
-        self.left = [*(one for one in self.left if one.left), visit]
+        if not self.left or self.left[-1] is not visit:
+            self.left = [*(one for one in self.left if one.left), visit]
         self.link()
 
     def refuse(self, locks: Any, name: str) -> bool:
@@ -56,10 +57,11 @@ class Dispatch:
 
     def offers(self, visit: Any) -> bool:
         """Whether the handler that comes now may take over that visit."""
-        mine = running.get(threading.get_ident()) is self
-        return mine and not self.filtering and any(one is visit for one in self.left)
+        if self.filtering or running.get(threading.get_ident()) is not self:
+            return False
+        return any(one is visit and one.left for one in self.left)
 
-    def settle(self) -> None:
+    def leave(self) -> None:
         """Save what was changed in the visits that are left, and let go of them."""
         try:
             while self.left:
@@ -75,8 +77,9 @@ class Dispatch:
         """Settle, and be forgotten for the one ``around``; called again if it is interrupted."""
         thread = threading.get_ident()
         try:
-            if self.left:
-                self.settle()
+            if self.linked:
+                leave_inside(thread, self)
+            self.leave()
         finally:
             if self.linked:
                 unlink(thread, self)
@@ -101,28 +104,34 @@ def _forget(_: Any) -> None:
 per_process(Dispatch, _forget)
 
 
-def unlink(thread: int, entry: Any) -> None:
-    """Take a visit or dispatch out of what its thread is in the middle of.
+def leave_inside(thread: int, entry: Any) -> None:
+    """Leave the visits inside of one that ends: an interrupt came before they could end.
 
-    What is still inside of it, since an interrupt came before that could leave, goes with it. But
-    tasks of an event loop leave their visits in any order.
+    But tasks of an event loop leave theirs in any order.
     """
+    inside = []
+    one = innermost.get(thread)
+    while one is not None and one is not entry:
+        inside.append(one)
+        one = one.around
+    for visit in inside if one is entry else ():
+        if visit.task is None or visit.task is current_task():
+            visit.leave()
+
+
+def unlink(thread: int, entry: Any) -> None:
+    """Take a visit or dispatch out of what its thread is in the middle of."""
     inside: Any = innermost.get(thread)
-    others: list[Any] = []
-    while inside is not entry:
-        if inside is None:
-            return
-        if inside.task is not None and inside.task is not current_task():
-            others.append(inside)
+    if inside is entry:
+        if entry.around is None:
+            del innermost[thread]
+        else:
+            innermost[thread] = entry.around
+        return
+    while inside is not None and inside.around is not entry:
         inside = inside.around
-    around = entry.around
-    for other in reversed(others):
-        other.around = around
-        around = other
-    if around is None:
-        del innermost[thread]
-    else:
-        innermost[thread] = around
+    if inside is not None:
+        inside.around = entry.around
 
 
 def current_task() -> Any:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from telesession._checks import called, check_handler, takes
-from telesession._dispatch import running, watch
+from telesession._dispatch import innermost, running, watch
 from telesession._options import Options
 from telesession._session import NoSession
 from telesession._visit import Dropped, Visit
@@ -138,12 +138,16 @@ def wrap(options: Options, handler: Handler, condition: Condition | None = None)
         update = args[position] if len(args) > position else None
         if type(update) not in _updates:
             update = find(args, kwargs)
+        thread = threading.get_ident()
         visit = Visit()
         busy: SessionBusy | None = None
         try:
             try:
                 try:
-                    visit.enter(declared, store, timeout, update)
+                    if store is None or thread in innermost:
+                        visit = visit.enter_among(thread, declared, timeout, update)
+                    else:
+                        visit.enter(thread, declared, store, timeout, update)
                 except SessionBusy as error:
                     if not isinstance(error, Dropped) and timeout:
                         raise

@@ -14,11 +14,12 @@ what is still to be done, and is called again where it was interrupted itself.
 
 import threading
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 from telesession._checks import kind
-from telesession._dispatch import current_task, innermost, running, unlink
+from telesession._dispatch import Dispatch, current_task, innermost, leave_inside, running, unlink
 from telesession._locks import Locks
 from telesession._options import Options
 from telesession._savepoint import Savepoint
@@ -57,7 +58,8 @@ class Visit(list[Notes]):
     parent: "Visit | None" = None  #: the visit around it
     root: "Visit | None" = None  #: the outermost one, if that is another one
     own: Sequence[Notes] | None = None  #: those of its sessions that it has opened or joined itself
-    pending: Collection[int] = ()  #: its sessions, by identity, that others changed meanwhile
+    #: what is to be stored of sessions, by identity, that parts have changed while it was left
+    pending: Mapping[int, Payload] = MappingProxyType({})
     shares: Sequence[Share] = ()  #: in the place of `store` and `lease`, if there are several
     joined: "Sequence[_Join]" = ()
     absent: Sequence[tuple[str, NoSession]] = ()
@@ -65,15 +67,11 @@ class Visit(list[Notes]):
     guests: "dict[int, Notes] | None" = None  #: its sessions that have guests, by identity
 
     def enter(
-        self, stack: Sequence[Options], store: Store | None, timeout: float, update: Any
+        self, thread: int, stack: Sequence[Options], store: Any, timeout: float, update: Any
     ) -> None:
         """Lock, load and show the sessions of an update."""
-        self.thread = thread = threading.get_ident()
+        self.thread = thread
         self.update = update
-        if store is None or thread in innermost:
-            self.__class__ = Wide
-            self.enter(stack, store, timeout, update)
-            return
         names = []
         waited = False
         for options in stack:
@@ -162,7 +160,9 @@ class Visit(list[Notes]):
 
     def leave(self) -> None:
         """Take back what was not saved, and unlock what was locked."""
-        if not self.saved:
+        if self.left:
+            return
+        if not self.saved and self.thread:
             self._give_up()
         for session in self:
             name, locks = session._name, session._options.locks
@@ -175,7 +175,10 @@ class Visit(list[Notes]):
         self.update = None
         thread = self.thread
         if innermost.get(thread) is self:
-            del innermost[thread]
+            if self.around is None:
+                del innermost[thread]
+            else:
+                innermost[thread] = self.around
         self.thread = 0
 
     # From here on, what is rare: waiting, and visits inside of others.
@@ -327,12 +330,12 @@ class Visit(list[Notes]):
         return self.touch and stored is not None and session._options.ttl is not None
 
     def _as_it_was(self, session: Notes) -> Change:
-        payload, ttl = session._stored, session._options.ttl
-        if id(session) in self.pending:
-            payload = session._before
-            if payload is not None and not session._options.codec.loads(payload):
-                payload = None
-        return session._name, payload, ttl
+        payload: Payload | None = self.pending.get(id(session))
+        if payload is None:
+            payload = session._stored
+        elif not session._options.codec.loads(payload):
+            payload = None
+        return session._name, payload, session._options.ttl
 
     def _leave_showing(self, session: Notes, value: Any) -> None:
         """Have our update show what the one of the visit around us does, to the end."""
@@ -385,7 +388,7 @@ class Visit(list[Notes]):
         if self.shares or self.store is not None:
             other.shares = [*other._to_shares(), *self._to_shares()]
             other.store = other.store or self.store
-        other.pending = {*other.pending, *self.pending}
+        other.pending = {**other.pending, **self.pending}
         self.clear()
         self.left = False
         self.saved = True
@@ -404,11 +407,60 @@ class Visit(list[Notes]):
             session.__class__ = ClosedSession
             session._user = None
             if asked:
-                _reload(session)
+                _reload(session, self)
         unlink(self.thread, self)
-        self.__class__ = Wide
         dispatch.keep(self)
         self.left = True
+
+    def settle(self) -> None:
+        """No handler has come for what was left: save what others changed of it, and let go."""
+        if not self.thread:  # it was resumed, and has ended
+            return
+        self.left = False
+        try:
+            try:
+                if self.pending and self.thread and not self.saving:
+                    self.save()
+            finally:
+                self.leave()
+        finally:
+            if self.thread:
+                self.leave()
+
+    def enter_among(
+        self, thread: int, stack: Sequence[Options], timeout: float, update: Any
+    ) -> "Visit":
+        """`enter` where the thread is in the middle of something, or there are several stores.
+
+        The visit that has the sessions open then: one that was left with just these, or this one.
+        """
+        left = _left_for(thread, stack, update)
+        if left is None:
+            self.thread = thread
+            self.update = update
+            self.__class__ = Wide
+            self._enter([(options, options.name(update)) for options in stack], timeout)
+            return self
+        left._resume_all()
+        return left
+
+    def _enter(self, wanted: Sequence[tuple[Options, str | None]], timeout: float) -> None:
+        raise NotImplementedError
+
+    def _resume_all(self) -> None:
+        """Open the sessions again that were left to the dispatch, for its next handler."""
+        update = self.update
+        for session in self:
+            session._user = self
+            session.__class__ = Session
+            property = session._options.property
+            if getattr(update, property, None) is not session:
+                _check_free(update, property, session)
+                setattr(update, property, session)
+        self.around = innermost.get(self.thread)
+        self.touch = True
+        self.left = False
+        innermost[self.thread] = self
 
     def _do_without(self, options: Options) -> None:
         absent = NoSession(options.reason(self.update), options.property)
@@ -428,11 +480,6 @@ class Wide(Visit):
     apart = False  #: whether it is saved by itself, inside another one
     blank = False  #: whether it is to empty its session, and need not read it
 
-    def enter(
-        self, stack: Sequence[Options], store: Store | None, timeout: float, update: Any
-    ) -> None:
-        self._enter([(options, options.name(update)) for options in stack], timeout)
-
     def _load(self, session: Notes, stored: Payload | None) -> None:
         """Fill a session with what is stored of it, and show it on the update."""
         options = session._options
@@ -449,6 +496,9 @@ class Wide(Visit):
         session.__class__ = Session
 
     def save(self) -> None:
+        if not self.thread:  # it was left when the one around it ended
+            return
+        leave_inside(self.thread, self)
         self._check_absent()
         if self.joined or self.parent is not None:
             self._hand_back()
@@ -467,7 +517,7 @@ class Wide(Visit):
             before, stored = session._before, session._stored
             if data or stored is not None:
                 payload = options.encoded(session._name, data, before)
-                if payload is not before or id(session) in self.pending:
+                if payload is not before:
                     changes.append((session._name, payload if data else None, options.ttl))
                     changed.append(session)
                 elif stored is not None and options.ttl is not None:
@@ -481,8 +531,9 @@ class Wide(Visit):
         self.saved = True
 
     def leave(self) -> None:
-        if self.left:
+        if self.left or not self.thread:
             return
+        leave_inside(self.thread, self)
         for property, absent in self.absent:
             if not isinstance(getattr(self.update, property, None), (NoSession, Notes)):
                 setattr(self.update, property, absent)
@@ -492,28 +543,11 @@ class Wide(Visit):
         self.joined = ()
 
     def _abandon(self) -> None:
-        root = self.root
-        alive = root is not None and root.thread
-        if root is not None and alive:  # what it has leased for us stays with it
+        if self.root is not None:  # what it has leased for us stays with it
             for session in self:
                 _set(session, "_user", None)
-            self._leave_leased(root)
-        if self._outlives():  # and they have taken back all but what we added
-            before = self.before if alive else None
-            self.before = {key: one for key, one in (before or {}).items() if one.added}
-            self.joined = ()
+            self._leave_leased(self.root)
         super()._abandon()
-
-    def _outlives(self) -> bool:
-        """Whether those whose sessions we joined have ended before us, after an interrupt."""
-        if self.parent is not None:
-            return not self.parent.thread
-        sessions = [join.session for join in self.joined]
-        holders = [one._options.locks.holder(one._name) for one in sessions]
-        return any(
-            holder is None or holder.find(one._options.locks, one._name) is not one
-            for one, holder in zip(sessions, holders)
-        )
 
     def enter_block(self, options: Options, names: Sequence[str]) -> list[dict[str, Any]]:
         """What an `open` block gets: the sessions of those names, in this order."""
@@ -558,6 +592,8 @@ class Wide(Visit):
                 else:
                     self._check_joins(holder, session)
                     joins.append(session)
+                    if holder.left and self.root is None and not self.apart:
+                        self.root = holder  # which saves all of it when the dispatch ends
                 continue
             session = Notes()
             session._options = options
@@ -674,7 +710,7 @@ class Wide(Visit):
             return
         if session._options is not options:
             session._options = options
-            _reload(session)
+            _reload(session, self)
         session.__class__ = Session
         if getattr(self.update, options.property, None) is not session:
             _check_free(self.update, options.property, session)
@@ -693,8 +729,7 @@ class Wide(Visit):
                     _refill(session, session, shown)
                     setattr(update, session._options.property, session)
                 _dismiss(session)
-                _set(session, "_user", None)
-                _become(session, ClosedSession)
+                self._put_down(session)
         parent = self.parent
         if parent is not None and self.before:
             if parent.before is None:
@@ -721,13 +756,16 @@ class Wide(Visit):
             self._leave_showing(session, shown)
         _set(session, "_user", user)
         if user is None:
-            session.__class__ = ClosedSession
-            holder = session._options.locks.holder(session._name)
-            if holder.left:
-                before = session._before
-                session._before = session._options.encoded(session._name, dict(session), before)
-                if session._before is not before:
-                    holder.pending = {*holder.pending, id(session)}
+            self._put_down(session)
+
+    def _put_down(self, session: Notes) -> None:
+        """Close a session that is nobody's until the outermost saves it, or another part joins."""
+        _set(session, "_user", None)
+        _become(session, ClosedSession)
+        holder = session._options.locks.holder(session._name)
+        if holder.left:
+            payload = session._options.encoded(session._name, dict(session), session._before)
+            _note_pending(session, holder, None if payload is session._before else payload)
 
     def _content(
         self, session: Notes, replaced: list[tuple[Notes, dict[str, Any]]]
@@ -740,29 +778,27 @@ class Wide(Visit):
         shown = getattr(self.update, session._options.property, None)
         return dict(session) if shown is session else _put(session, shown, replaced)
 
-    def settle(self) -> None:
-        """No handler has come for what was left: save what others changed of it, and let go."""
-        self.left = False
-        try:
-            try:
-                for session in self:
-                    if session._user is not None:  # an interrupt came before that could leave
-                        _set(session, "_user", None)
-                        _become(session, ClosedSession)
-                        _reload(session)
-                if self.pending and self.thread and not self.saving:
-                    self.save()
-            finally:
-                self.leave()
-        finally:
-            if self.thread:
-                self.leave()
-
     def _check_absent(self) -> None:
         for property, absent in self.absent:
             shown = getattr(self.update, property, None)
             if shown is not None and not isinstance(shown, (NoSession, Notes)):
                 absent._refuse()
+
+
+def _left_for(thread: int, stack: Sequence[Options], update: Any) -> Visit | None:
+    """The visit that a handler under `when` has left, if it has just what the next one wants."""
+    dispatch = innermost.get(thread)
+    if type(dispatch) is not Dispatch or not dispatch.left:
+        return None
+    visit: Visit = dispatch.left[-1]
+    if visit.update is not update or len(visit) != len(stack) or not dispatch.offers(visit):
+        return None
+    for session, options in zip(visit, stack):
+        if session._options is not options or type(session) is not ClosedSession:
+            return None
+        if options.name(update) != session._name:
+            return None
+    return visit
 
 
 class _Join:
@@ -786,6 +822,8 @@ class _Before:
         self.session = session
         self._user = user
         self.added = added
+        self._holder = session._options.locks.holder(session._name)
+        self._pending = self._holder.pending.get(id(session))
         if added:
             return
         self._kind = type(session)
@@ -810,11 +848,13 @@ class _Before:
                     _reload(session)
             else:
                 dict.clear(session)
+            _note_pending(session, self._holder, None)
             return
         for content in self._content:
             content.restore()
         _set(session, "_user", self._user)
         _become(session, self._kind)
+        _note_pending(session, self._holder, self._pending)
         property = session._options.property
         for update, value in self._shown:
             if getattr(update, property, None) is not value:
@@ -876,9 +916,17 @@ def _started(session: Notes) -> dict[Any, Any]:
     return started
 
 
-def _reload(session: Notes) -> None:
+def _note_pending(session: Notes, holder: Any, payload: Payload | None) -> None:
+    """Have a visit that was left save that of a session, or `None` for what it was loaded as."""
+    if payload is not None or id(session) in holder.pending:
+        holder.__class__ = Wide
+        others = {one: what for one, what in holder.pending.items() if one != id(session)}
+        holder.pending = others if payload is None else {**others, id(session): payload}
+
+
+def _reload(session: Notes, holder: Any = None) -> None:
     """Have in a closed session what it had when it was loaded, or what others made of it since."""
-    before = session._before
+    before = session._before if holder is None else holder.pending.get(id(session), session._before)
     data = _started(session) if before is None else session._options.codec.loads(before)
     dict.clear(session)
     dict.update(session, data)

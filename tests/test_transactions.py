@@ -273,6 +273,40 @@ def test_what_a_block_apart_changed_of_a_part_is_taken_back_with_the_block_aroun
     assert content(store) == {"mine:1:1": {"n": 1}}
 
 
+@pytest.mark.parametrize("ends", ["later", "never"])
+def test_a_block_that_outlives_its_handler(session, store, other, ends):
+    """4.1, 5.6 A generator that is not used up: what it had begun is taken back with the end of
+    the handler, and it can change nothing any more."""
+    keep(store, n=1)
+    left = []
+
+    def generator(update):
+        with session.open(update) as mine, other.open(key="1:1") as theirs:
+            mine["n"] = theirs["n"] = 5
+            yield
+            for data in (mine, theirs):
+                with pytest.raises(SessionClosed):
+                    data["n"] = 6
+        yield
+
+    @session
+    def handler(update):
+        update.session["m"] = 1
+        left.append(generator(update))
+        next(left[0])
+
+    handler(message())
+    assert content(store) == {"session:42:42": {"n": 1, "m": 1}}
+    if ends == "later":
+        next(left[0])
+    left.clear()
+    gc.collect()
+
+    assert content(store) == {"session:42:42": {"n": 1, "m": 1}}
+    assert _locks.held() == 0
+    assert session(count)(message()) == 2
+
+
 # Stores that fail, and several of them
 
 

@@ -597,6 +597,72 @@ class TestInBetween:
         bot.process_new_updates([update()])
         assert sorted(store) == ["session:42:42", "session:43:43"]
 
+    @pytest.mark.parametrize("fails", [False, True], ids=["returns", "raises"])
+    def test_what_is_opened_beside_it(self, bot, fails):
+        """5.6, 5.8 In a block of the session that was left, another one is opened: both are
+        saved in one step when the dispatch ends, or none where the block raises."""
+        kept = {}
+
+        class Committing(Leasing):
+            def commit(self, lease, changes):
+                kept.update({name: payload for name, payload, _ in changes})
+                commits.append({name for name, _, _ in changes})
+                super().commit(lease, changes)
+
+        commits, store = [], Committing()
+        session, other = (with_session(property=name, store=store) for name in ("a", "b"))
+        bot.register_message_handler(session.when(n=1)(pytest.fail))
+
+        @bot.message_handler()
+        def between(message):
+            with contextlib.suppress(Failure), session.open(message) as mine:
+                mine["n"] = 1
+                with other.open(message) as more:
+                    more["n"] = 2
+                with other.open(message) as more:
+                    more["n"] += 1
+                if fails:
+                    raise Failure
+            with pytest.raises(SessionClosed):
+                more["n"] = 4
+            assert commits == []
+            return ContinueHandling()
+
+        seen = []
+        bot.register_message_handler(session.when(n=2)(pytest.fail))
+        bot.register_message_handler(other.when(lambda data: seen.append(dict(data)))(pytest.fail))
+        bot.process_new_updates([update()])
+        assert seen == [{} if fails else {"n": 3}]
+        saved = set() if fails else {"a:42:42", "b:42:42"}
+        assert [one for one in commits if one] == [saved] * bool(saved)
+        assert set(kept) == saved
+        assert store.leases == {}
+
+    def test_a_handler_raises_after_a_block_that_raised(self, bot, store, session):
+        """4.1, 5.8 What the block had saved before, and only that, is what is left."""
+        store["session:42:42"] = '{"n":0}'
+        bot.register_message_handler(session.when(n=1)(pytest.fail))
+        bot.register_message_handler(self.opening(session, "n"))
+
+        @bot.message_handler()
+        def between(message):
+            with contextlib.suppress(Failure), session.open(key="43:43"):
+                with session.open(message) as data:
+                    data["n"] = 5
+                raise Failure
+            return ContinueHandling()
+
+        @bot.message_handler()
+        @session
+        def fails(message):
+            assert message.session == {"n": 1}
+            message.session["n"] = 6
+            raise Failure
+
+        with handled(bot):
+            bot.process_new_updates([update()])
+        assert store == {"session:42:42": '{"n":1}'}
+
     def test_a_dispatch_in_a_handler(self, bot, store, session):
         """A handler feeds the bot: all of it works on the session of the one around."""
         bot.register_message_handler(session.when(step="in")(count))
