@@ -249,14 +249,17 @@ class Chat:
                 chat.send("/news")
 
         Args:
-            method: of the bot, or of the Bot API: "send_message" or "sendMessage".
+            method: of the Bot API, "sendMessage", or as pyTelegramBotAPI has it, "send_message"
+                (which is what ``bot.reply_to`` calls).
             description: Telegram's words.
             code: the ``error_code``, an HTTP status.
             parameters: what else Telegram says, for programs.
         """
         name = snake(method)
-        if not hasattr(telebot.TeleBot, name):
-            raise TypeError(f"pyTelegramBotAPI has no method {method!r} that could be refused")
+        if not hasattr(telebot.apihelper, name):
+            raise TypeError(
+                f"{method!r} is no method of the Bot API that could be refused, as 'sendMessage' is"
+            )
         error = {"error_code": code, "description": description}
         refusal = self.chat, name, {**error, **({"parameters": parameters} if parameters else {})}
         self._telegram.refusals.append(refusal)

@@ -1,16 +1,22 @@
 import os
 import random
+import re
+import signal
 import subprocess
 import sys
 import time
 from collections import defaultdict
 from pathlib import Path
 
+import pytest
+
 import telesession
 from tests.botapi import BotAPI
 from tests.updates import DATE
 
 COUNTING = Path(__file__).parent / "bots" / "counting.py"
+ENDING = COUNTING.with_name("ending.py")
+README = Path(__file__).parent.parent / "README.rst"
 
 USERS = range(1, 51)
 MESSAGES_EACH = 20
@@ -32,6 +38,15 @@ def shuffled_messages():
         }
 
 
+def environment():
+    return {
+        **os.environ,
+        # The very package under test, installed or not.
+        "PYTHONPATH": str(Path(telesession.__file__).parents[1]),
+        "no_proxy": "127.0.0.1",
+    }
+
+
 def wait_for_answers(server, process, n):
     deadline = time.monotonic() + TIMEOUT
     # In short turns, to see early that the process died.
@@ -45,18 +60,12 @@ def test_a_polling_bot_loses_and_doubles_no_message(tmp_path):
     Bot API server on loopback: 1,000 messages of 50 users in random order (seeded), answers
     checked one by one, none lost, none doubled, every user's counts in order."""
     errors = tmp_path / "stderr"
-    env = {
-        **os.environ,
-        # The very package under test, installed or not.
-        "PYTHONPATH": str(Path(telesession.__file__).parents[1]),
-        "no_proxy": "127.0.0.1",
-    }
     messages = list(shuffled_messages())
 
     with BotAPI() as server, errors.open("w") as stderr:
         server.feed(messages)
         process = subprocess.Popen(
-            [sys.executable, str(COUNTING), str(server.port)], env=env, stderr=stderr
+            [sys.executable, str(COUNTING), str(server.port)], env=environment(), stderr=stderr
         )
         try:
             wait_for_answers(server, process, len(messages))
@@ -74,3 +83,42 @@ def test_a_polling_bot_loses_and_doubles_no_message(tmp_path):
     # A session is locked until its handler has sent the answer, so even with two worker threads
     # the answers to one user arrive in the order of the counts.
     assert answers == {user: [f"{user} {n}" for n in range(1, MESSAGES_EACH + 1)] for user in USERS}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no SIGTERM that could be handled")
+def test_a_bot_that_is_ended_loses_and_doubles_no_message(tmp_path, sqlite_url):
+    """4.1 As the README has it: what the bot had got is handled, Telegram knows that, and keeps
+    the rest for the next run."""
+    messages = list(shuffled_messages())[:40]
+    command = [sys.executable, str(ENDING)]
+    expected = sorted(str(each["message"]["message_id"]) for each in messages)
+
+    with BotAPI() as server:
+        command += [str(server.port), sqlite_url]
+        server.feed(messages[:30])
+        process = subprocess.Popen(command, env=environment())
+        try:
+            wait_for_answers(server, process, 5)
+            process.send_signal(signal.SIGTERM)
+            assert len(server.sent) < 20
+            server.feed(messages[30:])
+            assert process.wait(timeout=TIMEOUT) == 0
+            handled = [params["text"] for _, params in server.sent]
+            kept = [str(each["message"]["message_id"]) for each in server.pending]
+            assert sorted(handled + kept) == expected
+            process = subprocess.Popen(command, env=environment())
+            wait_for_answers(server, process, len(messages))
+        finally:
+            process.kill()
+            process.wait(timeout=TIMEOUT)
+        assert sorted(params["text"] for _, params in server.sent) == expected
+
+
+def test_the_bot_that_is_ended_is_that_of_the_readme():
+    """The lines that end it are those that the README shows."""
+    shown = re.search(
+        r"    signal\.signal\(.*?long_polling_timeout=1\).*?\n", README.read_text(), re.S
+    )
+    lines = [re.sub(r" +#.*", "", line).strip() for line in shown[0].splitlines()]
+
+    assert "\n".join(lines) in re.sub("^ +", "", ENDING.read_text(), flags=re.M)

@@ -878,9 +878,10 @@ def test_a_call_without_a_chat_is_refused(shop):
         chat.click("Yes")
 
 
-def test_a_call_that_there_is_not(bot):
-    """A slip in its name would else refuse nothing."""
-    with pytest.raises(TypeError, match="'send_mesage'"), Chat(bot).refuse("send_mesage"):
+@pytest.mark.parametrize("method", ["send_mesage", "reply_to", "sendmessage"])
+def test_a_call_that_there_is_not(bot, method):
+    """A slip in its name would else refuse nothing; so would what calls another by itself."""
+    with pytest.raises(TypeError, match=f"'{method}' .*'sendMessage'"), Chat(bot).refuse(method):
         pass
 
 
