@@ -396,6 +396,10 @@ def _read(given: Any) -> tuple[str, bytes]:
     if isinstance(given, Path):
         return name or given.name, given.read_bytes()
     if not isinstance(given, (bytes, bytearray)):
+        if not hasattr(given, "read"):
+            raise TypeError(
+                f"{given!r} is no file: give bytes, a path, an open file, or its file_id"
+            )
         name = name or Path(str(getattr(given, "name", ""))).name
         start = given.tell() if given.seekable() else None
         content = given.read()
@@ -426,7 +430,8 @@ def _decoded(name: str, value: Any) -> Any:
 
 
 def _with_texts(found: JSON) -> JSON:
-    return {k: str(v) if k in _TEXTS and type(v) is int else v for k, v in found.items()}
+    numbers = (int, float)
+    return {k: str(v) if k in _TEXTS and type(v) in numbers else v for k, v in found.items()}
 
 
 def snake(name: str) -> str:

@@ -54,7 +54,8 @@ class Chat:
         assert group.send("hi", user=8) == ["Hello, 8"]
 
     Args:
-        bot: any `telebot.TeleBot`; ``TeleBot("1:test")`` is enough.
+        bot: any `telebot.TeleBot`; ``TeleBot("1:test")`` is enough. Its id is the number in the
+            token, but no user has that by default: where it is 1, the bot has another.
         user: who acts, unless a call names another: an id, or a User's JSON to give more than that.
         chat: a group's id, or a Chat's JSON; by default the user's private chat with the bot.
 
@@ -285,8 +286,9 @@ class Chat:
             content["contact"] = {"phone_number": given["contact"], **own, "user_id": who["id"]}
         for kind in FILES & content.keys():
             content.update(self._telegram.file(kind, content.pop(kind)))
-        captioned = FILES & {*content, *(old or ())}
-        return {**written(text, "caption" if captioned else "text"), **content}
+        if FILES & {*content, *(old or ())}:
+            return {**written(text or content.pop("caption", ""), "caption"), **content}
+        return {**written(text), **content}
 
     def _send(self, messages: list[JSON], kind: str = "") -> list[Answer]:
         kind += "channel_post" if self.chat["type"] == "channel" else "message"

@@ -410,14 +410,27 @@ def test_other_bots_download_where_they_did(bot, monkeypatch):
     assert telebot.TeleBot("9:other", threaded=False).download_file("path") == b"theirs"
 
 
+@pytest.mark.parametrize("given", [7, None, object()])
+def test_what_is_no_file(bot, given):
+    with pytest.raises(TypeError, match="is no file: give bytes, a path"):
+        Chat(bot).send(document=given)
+
+
 def test_a_text_beside_a_file_is_its_caption(bot):
     seen = record(bot, "message", "edited_message", content_types=["photo"])
     chat = Chat(bot)
 
     chat.send("/look at this", photo=b"...")
     chat.edit("and /this")
+    chat.send(photo=b"...", caption="/see")
+    chat.edit("/new", photo=b"new")
 
-    sent, edited = seen
+    sent, edited, other, new = seen
+    assert [(m.caption, m.caption_entities[0].length) for m in (other, new)] == [
+        ("/see", 4),
+        ("/new", 4),
+    ]
+    assert other.photo[0].file_id != new.photo[0].file_id
     assert (sent.text, sent.caption, edited.text, edited.caption) == (
         *(None, "/look at this"),
         *(None, "and /this"),
@@ -677,15 +690,16 @@ def test_a_label_that_is_a_number(bot, make):
     seen = record(bot, "callback_query")
     if make == "inline":
         row = [types.InlineKeyboardButton(n, callback_data=n + 100) for n in (14, 15)]
+        row[0].text = 14.5
         markup = types.InlineKeyboardMarkup([row])
     else:
         markup = types.ReplyKeyboardMarkup()
-        markup.keyboard = [[{"text": 14}, {"text": 15}]]
+        markup.keyboard = [[{"text": 14.5}, {"text": 15}]]
     sent = bot_message(bot, reply_markup=markup)
     chat = Chat(bot)
     [answer] = chat.pending()
 
-    assert answer.buttons == ["14", "15"]
+    assert answer.buttons == ["14.5", "15"]
     if make == "inline":
         chat.click("15")
         chat.click("114")
