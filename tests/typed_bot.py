@@ -15,12 +15,13 @@ from telebot.handler_backends import ContinueHandling
 from typing_extensions import assert_type
 
 from telesession import Declaration, MemoryStore, keys, with_session
+from telesession.forms import Form, Goto, Invalid
 from telesession.types import CallbackQuery, InlineQuery, Message
 
 bot = telebot.TeleBot("1:test")
 
 
-class Form(TypedDict, total=False):
+class Answers(TypedDict, total=False):
     """What is in the session called "form"."""
 
     name: str
@@ -30,7 +31,7 @@ class Form(TypedDict, total=False):
 class FormMessage(types.Message):
     """A message with a session of another name, and of a known content."""
 
-    form: Form
+    form: Answers
     session: dict[str, Any]
 
 
@@ -154,3 +155,43 @@ with_session(busy="later")  # type: ignore[call-overload] # pyright: ignore
 with_session(colour="red")  # type: ignore[call-overload] # pyright: ignore
 bot.register_message_handler(ask, commands=["form"])
 bot.register_inline_handler(inline, lambda query: True, pass_bot=True)
+
+survey = Form(bot, "survey", command="start", ttl=60, store=MemoryStore(), also=[session])
+
+
+@survey.question("Name?", parse_mode="HTML")
+def name(text: str) -> str:
+    return text
+
+
+@survey.question("Age, {name}?", buttons=["18"], when=lambda answers: answers["name"] != "")
+def age(text: str) -> int:
+    if not text:
+        raise Invalid("Please!")
+    raise Goto("name")
+
+
+@survey.question(lambda answers: f"Photo, {answers['name']}?", content_types=["photo"])
+def photo(answer: Message) -> str | None:
+    return answer.photo[-1].file_id if answer.photo else None
+
+
+@survey.done
+def done(update: Message | CallbackQuery, name: str, age: int) -> None:
+    survey.say(update, f"{name}, {age}")
+
+
+def questions(message: Message) -> None:
+    """They stay functions, with the types that they have."""
+    assert_type(name("Ada"), str)
+    assert_type(age("36"), int)
+    assert_type(photo(message), str | None)
+    assert_type(survey.session, Declaration)
+    age(36)  # type: ignore[arg-type] # pyright: ignore
+    done(message, "Ada", age="36")  # type: ignore[arg-type] # pyright: ignore
+    survey.begin(message)
+    survey.question("Number?")(ask)  # type: ignore[type-var] # pyright: ignore
+    survey.question("Number?", buttons=5)  # type: ignore[call-overload] # pyright: ignore
+
+
+Form(bot, "survey", commands=["start"])  # type: ignore[call-arg] # pyright: ignore
