@@ -46,6 +46,10 @@ class Question:
             inspect.signature(send).bind(0, "", **self.options)
         except TypeError as error:
             raise TypeError(f"{told}: bot.send_message {error}") from None
+        try:
+            inspect.signature(self.take).bind("")
+        except TypeError as error:
+            raise TypeError(f"{told} is called with the answer: {error}") from None
 
     def labels(self, answers: Answers) -> Sequence[str]:
         """The texts of its buttons."""

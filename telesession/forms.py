@@ -102,7 +102,8 @@ class Form:
         name: of the form, unique in its bot. The store and the buttons know the form by it.
         command: begins the form, or begins it anew; `None` where only `begin` does.
         ttl: seconds (or a `timedelta`) until an open form whose user writes no more is forgotten.
-        store, key: as for `with_session`: where open forms are kept, and whose answers count.
+        store: where open forms are kept, as for `with_session`.
+        key: whose answers count, as for `with_session`; no form is begun where it gives `None`.
         also: declarations of sessions which questions and `done` find on the update, and which
             are saved together with the form.
         back, cancel, help: what a user writes to go one question back, to end the form and to be
@@ -244,11 +245,16 @@ class Form:
             TypeError: at decoration, if a parameter is called as no question is, or is of another
                 type than its question returns.
         """
+        told = f"{getattr(function, '__name__', function)} of the form {self._name!r}"
         if not self._questions:
-            raise TypeError(f'the form {self._name!r} has no @form.question("Your name?") above')
-        told = f"{function.__name__} of the form {self._name!r}"
-        wanted = [*inspect.signature(function).parameters][1:]
+            raise TypeError(f'{told} has no @form.question("Your name?") above it')
+        parameters = [*inspect.signature(function).parameters.values()]
+        if not parameters or parameters[0].name in self._questions:
+            raise TypeError(f"{told} takes the update first, and then answers by name")
+        wanted = [one.name for one in parameters[1:] if one.kind is not one.VAR_KEYWORD]
         self._check_names(told, wanted)
+        if len(wanted) < len(parameters) - 1:  # there is a **answers
+            wanted = [*self._questions]
         for name, text in self._texts.items():
             self._check_names(f"the text {name!r} of the form {self._name!r}", named(text))
         check_types(told, function, self._questions)
@@ -340,12 +346,11 @@ class Form:
             return self._ask(message, session, form, earlier[-1])
         question = self._questions.get(form["at"])
         if question and form["asked"] and order != "back":
-            is_text = message.content_type == "text"
-            typed = message.text.strip().casefold() if is_text else None
+            typed = (message.text or "").strip().casefold()
             label = [one for one in form["buttons"].values() if one.casefold() == typed]
             if not order and (label or message.content_type in question.content_types):
-                answer = [*label, message.text][0] if is_text else message
-                return self._step(message, session, form, answer)
+                text = message.text if message.content_type == "text" else message
+                return self._step(message, session, form, [*label, text][0])
             self._say(message, form, "help")
         return self._ask_again(message, session, form)
 
@@ -430,7 +435,7 @@ class Form:
         answers, options = self._before(name, form["answers"]), dict(question.options)
         text = filled(question.text, answers, options.get("parse_mode", self._bot.parse_mode))
         labels = enumerate(question.labels(answers))
-        buttons = {f"form:{self._name}:{number}": label for number, label in labels}
+        buttons = {f"form:{self._name}:{number}": str(label) for number, label in labels}
         if buttons:
             options["reply_markup"] = markup(buttons)
         form.update(at=name, asked=None, buttons=buttons)

@@ -374,6 +374,15 @@ class TestDone:
         assert chat.send(**PHOTO, caption="I") == []
         assert profile.peek(key="1:1") == {"n": 1}
 
+    def test_all_answers(self, bot, form):
+        """9.2 Where it takes any keywords."""
+        got = []
+        form.question("A?")(naming("a", str))
+        form.question("B?", when=lambda answers: False)(naming("b", str))
+        form.done(lambda update, **answers: got.append(answers))
+        talk(Chat(bot), "/start", "x")
+        assert got == [{"a": "x", "b": None}]
+
     def test_where_it_answers(self):
         """9.2 `say` knows the place of a message and of a click, also in a topic of a group."""
         found = survey()
@@ -479,6 +488,18 @@ class TestMistakes:
     def test_no_questions(self, form):
         with says(TypeError, "'small' has no @form.question("):
             form.done(lambda update: None)
+
+    def test_done_without_the_update(self, form):
+        form.question("Name?")(naming("name", str))
+        for function in (lambda: None, lambda name: None):
+            with says(TypeError, "of the form 'small'", "takes the update first"):
+                form.done(function)
+
+    @pytest.mark.parametrize("take", [lambda: None, lambda a, b: None])
+    def test_a_question_that_does_not_take_the_answer(self, form, take):
+        take.__name__ = "name"
+        with says(TypeError, "question 'name'", "called with the answer"):
+            form.question("Name?")(take)
 
     def test_no_done(self, bot, form):
         form.question("Name?")(naming("name", str))
