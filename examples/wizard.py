@@ -33,14 +33,12 @@ def age(text: str) -> int:
     return int(text)
 
 
-@form.question("Where do you live?", buttons=["London", "Paris", "Rome"])
+@form.question("Where do you live?", buttons=["London", "Paris"], content_types=["text"])
 def city(text: str) -> str:
     return text
 
 
-@form.question(
-    "{name}, {age}, from {city}. Is that right?", buttons=["yes", "no"], content_types=[]
-)
+@form.question("{name}, {age}, from {city}. Is that right?", buttons=["yes", "no"])
 def confirm(text: str) -> None:
     if text == "no":
         raise Goto("name")

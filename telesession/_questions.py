@@ -83,9 +83,12 @@ def escaped(text: str, parse_mode: str | None) -> str:
     return known.get((parse_mode or "").lower(), str)(text)
 
 
-def named(text: Text) -> list[str]:
+def named(text: Text, told: str) -> list[str]:
     """The names in the braces of a text."""
-    fields = string.Formatter().parse(text) if isinstance(text, str) else []
+    try:
+        fields = [*string.Formatter().parse(text)] if isinstance(text, str) else []
+    except ValueError as error:
+        raise ValueError(f"the text of {told}: {error}. A brace itself is written twice") from None
     return [re.split(r"[.\[]", field)[0] for _, field, _, _ in fields if field is not None]
 
 

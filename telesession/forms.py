@@ -18,7 +18,7 @@
 
     @form.question("{name}, {age}. Right?", buttons=["yes", "no"])
     def confirm(text):
-        if text != "yes":
+        if text == "no":
             raise Goto("name")
 
     @form.done
@@ -45,6 +45,7 @@ from telebot import types, util
 from telebot.apihelper import ApiTelegramException
 
 from telesession import JSON, Declaration, keys, with_session
+from telesession._checks import is_bare
 from telesession._questions import (
     CONTENT,
     Answers,
@@ -138,6 +139,8 @@ class Form:
             raise TypeError(f"bot must be a telebot.TeleBot, not {bot!r}")
         if len(f"form:{name}:999".encode()) > 64:
             raise ValueError(f"name={name!r} is too long: a button of Telegram keeps 64 bytes")
+        if isinstance(also, Declaration):
+            raise TypeError("also has to be a list of declarations, such as also=[profile]")
         if unknown := texts.keys() - _TEXTS:
             raise TypeError(f"texts={unknown} are never said: there are {', '.join(_TEXTS)}")
         self._forms = _forms.setdefault(bot, WeakValueDictionary())
@@ -184,7 +187,7 @@ class Form:
         self,
         text: Text,
         *,
-        content_types: Sequence[str] = ("text",),
+        content_types: Sequence[str] | None = None,
         buttons: Buttons = (),
         when: When | None = None,
         **options: Any,
@@ -209,8 +212,8 @@ class Form:
         Args:
             text: may name earlier questions in braces, for their answers (nothing for one that was
                 not asked); or a function of the answers so far, which are a dict by name.
-            content_types: what may be an answer, as for ``message_handler``; with an empty list,
-                nothing but the buttons.
+            content_types: what may be an answer, as for ``message_handler``: by default a text, or
+                nothing but the buttons where there are some.
             buttons: their texts, or a function of the answers so far.
             when: a function of the answers so far, whether to ask. The answer to what is not asked
                 is `None`.
@@ -220,15 +223,19 @@ class Form:
             TypeError, ValueError: at decoration, for what can't be asked.
         """
 
+        if is_bare("question", text):
+            raise TypeError('question has parentheses, and asks: @form.question("Your name?")')
+
         def decorate(take: Any) -> Any:
             name = getattr(take, "__name__", "")
             told = f"question {name!r} of the form {self._name!r}"
             asked = when or (lambda answers: True)
-            question = Question(text, take, buttons, asked, content_types, options)
+            kinds = (() if buttons else ("text",)) if content_types is None else content_types
+            question = Question(text, take, buttons, asked, kinds, options)
             question.check(told, self._bot.send_message)
             if name in self._questions or self._done:
                 raise ValueError(f"{told} is there already, or stands below @form.done")
-            self._check_names(f"the text of {told}", named(text))
+            self._check_names(f"the text of {told}", named(text, told))
             self._questions[name] = question
             return take
 
@@ -256,7 +263,7 @@ class Form:
         if len(wanted) < len(parameters) - 1:  # there is a **answers
             wanted = [*self._questions]
         for name, text in self._texts.items():
-            self._check_names(f"the text {name!r} of the form {self._name!r}", named(text))
+            self._check_names(f"the text {name!r} of the form {self._name!r}", named(text, name))
         check_types(told, function, self._questions)
         self._done = lambda update, answers: function(
             update, **{name: answers.get(name) for name in wanted}
@@ -479,7 +486,7 @@ class Form:
     def _check_names(self, where: str, names: Sequence[str]) -> None:
         if unknown := [name for name in names if name not in self._questions]:
             raise TypeError(
-                f"{where} names {', '.join(unknown)}, and the questions above it are "
+                f"{where} names {', '.join(map(repr, unknown))}, and the questions above it are "
                 f"{', '.join(self._questions) or 'none'}"
             )
 

@@ -246,17 +246,23 @@ class TestQuestions:
         assert talk(chat, "36", "Rome") == ["Ada, 36, Rome, . Right?"]
 
     def test_only_the_buttons(self, bot, form):
-        """9.1 With no content types a text counts if it is on a button, in whatever case."""
+        """9.1 Where there are some, a text counts if it is on one, in whatever case."""
         got = []
-        form.question("Right?", buttons=["Yes", "No"], content_types=[])(
-            naming("right", got.append)
-        )
+        form.question("Right?", buttons=["Yes", "No"])(naming("right", got.append))
         form.done(lambda update: None)
         chat = Chat(bot)
         talk(chat, "/start")
         assert talk(chat, "perhaps") == [HELP, "Right?"]
         assert talk(chat, " yes ") == []
         assert got == ["Yes"]
+
+    def test_buttons_that_suggest(self, bot, form):
+        """9.1 Any text counts where texts are named."""
+        got = []
+        form.question("City?", buttons=["Oslo"], content_types=["text"])(naming("city", got.append))
+        form.done(lambda update: None)
+        talk(Chat(bot), "/start", "Rome", "/start", "oslo")
+        assert got == ["Rome", "Oslo"]
 
     def test_what_the_store_cannot_keep(self, bot):
         """9.1 It is told, with its place, before the next question is sent; this one stays open."""
@@ -533,6 +539,21 @@ class TestMistakes:
             form.question("Name?", **options)(naming("name", str))
         for word in ["question 'name' of the form 'small'", *words]:
             assert word in str(caught.value)
+
+    def test_a_text_with_a_stray_brace(self, form):
+        with says(ValueError, "text of question 'name'", "written twice"):
+            form.question("Name {?")(naming("name", str))
+
+    def test_without_parentheses(self, form):
+        with says(TypeError, '@form.question("'):
+
+            @form.question
+            def name(text):
+                pass
+
+    def test_also_without_a_list(self, bot):
+        with says(TypeError, "also=[profile]"):
+            Form(bot, "small", also=with_session(store={}))
 
     def test_a_coroutine_function(self, form):
         async def name(text):
