@@ -1,5 +1,6 @@
 """The README can't lie: its Python blocks run, in order, as one program."""
 
+import os
 import re
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import docutils.core
 import pytest
 import telebot
 
-from telesession import SessionDataError
+from telesession import SessionDataError, keys, with_session
 from telesession._telegram import user_json
 from telesession.memory import default_store
 from telesession.testing import Chat
@@ -19,8 +20,9 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.rst").read_text(encoding="utf-8")
 
 
-def python_blocks():
-    for block in re.finditer(r"^\.\. code-block:: python\n\n((?:    .*\n|\n)+)", README, re.M):
+def python_blocks(start=0):
+    pattern = re.compile(r"^\.\. code-block:: python\n\n((?:    .*\n|\n)+)", re.M)
+    for block in pattern.finditer(README, start):
         line = README[: block.start()].count("\n") + 3
         yield "\n" * (line - 1) + re.sub("^    ", "", block[1], flags=re.M)
 
@@ -142,6 +144,49 @@ def test_starting_anew(readme):
     with pytest.raises(SessionDataError):
         Chat(readme.bot, user=2).send("/lambda")
     assert readme.session.peek(key="2:2") == {"n": 1}
+
+
+PAIRS = {
+    "a dict": ("bot", [("/iam Ann", ["Hello, Ann!"]), ("/iam Bob", ["Hello, Bob!"])]),
+    "an object": ("bot", [("/order", ["Which dish?"]), ("soup", ["Enjoy it, User 1! 1 ordered."])]),
+    "states": ("form_bot", [("/go", ["a"]), ("on", ["b"])]),
+}
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["before", "after"])
+@pytest.mark.parametrize("pair", PAIRS)
+def test_coming_from(pair, which, monkeypatch, tmp_path):
+    """8.1 What a bot had, and what it has here, in a bot of its own: the same answers."""
+    monkeypatch.setenv("BOT_TOKEN", "42:readme")
+    monkeypatch.chdir(tmp_path)
+    section = README.index("Coming from...\n---")
+    number = 2 * list(PAIRS).index(pair)
+    blocks = list(python_blocks(section))[number : number + 2]
+    names = {"os": os, "telebot": telebot, "with_session": with_session, "keys": keys}
+    names |= {"bot": telebot.TeleBot("1:test"), "session": with_session(store={})}
+    for block in blocks[: which + 1] if pair == "states" else [blocks[which]]:
+        exec(compile(block, "README.rst", "exec"), names)
+    name, conversation = PAIRS[pair]
+    bot = names[name]
+
+    @bot.message_handler(func=lambda message: message.text in ("/go", "on"))
+    def states(message):
+        user = message.from_user.id
+        bot.set_state(user, {None: "a", "a": "b"}[bot.get_state(user)])
+        with bot.retrieve_data(user) as data:
+            data["n"] = 1
+        bot.send_message(user, bot.get_state(user))
+
+    chat = Chat(bot)
+    assert [(text, chat.send(text)) for text, _ in conversation] == conversation
+    default_store.clear()
+
+
+def test_files_are_brought_over(readme):
+    """The loop that README shows, on what the handler finds then."""
+    with readme.by_chat.open(key=5) as user:
+        user.update(readme.old["5"])
+    assert readme.by_chat.peek(key=5) == {"name": "Ann"}
 
 
 def unread(store, name):
