@@ -276,7 +276,7 @@ _NOT_PRIMARY = 10107
 _CURES = {
     13: "Give the client's user the role readWrite on that database. ",
     61: "Shard the collection on _id. ",
-    85: "Drop the index delete_at_1, which is not as MongoStore makes it. ",
+    **dict.fromkeys((85, 86), "Drop the index delete_at_1, which is not as MongoStore makes it. "),
     _NOT_PRIMARY: "Let the client find the primary: name the replica set, and leave out "
     "directConnection. ",
 }

@@ -2,21 +2,37 @@
 
 import gc
 import json
+import os
 import pickle
+import re
+import threading
 import time
 import tracemalloc
+import warnings
 import weakref
 from datetime import datetime, timedelta
 
 import pytest
 
-from telesession import SessionDataError, SessionLost, SessionStoreError, with_session
+from telesession import (
+    SessionBusy,
+    SessionDataError,
+    SessionLost,
+    SessionStoreError,
+    with_session,
+)
+from telesession.leases import Held
 from tests import servers
 from tests.helpers import SECRET, any_of, says, until
-from tests.stores import NAME, found, message, put, visit
+from tests.mongod import Proxy
+from tests.stores import NAME, TIMEOUT, found, message, put, visit
 
 bson = pytest.importorskip("bson")
 pymongo = pytest.importorskip("pymongo")
+
+from pymongo import errors  # noqa: E402
+from pymongo.monitoring import CommandListener  # noqa: E402
+from pymongo.server_api import ServerApi  # noqa: E402
 
 from telesession.mongo import MongoStore  # noqa: E402
 
@@ -361,6 +377,346 @@ def test_handler_that_lost_its_document(store, mongo):
     assert mongo.find_one() is None
 
 
+# What is sent
+
+
+class Listener(CommandListener):
+    """The commands of a client, and what was answered."""
+
+    def __init__(self):
+        self.sent, self.answers = [], []
+
+    def started(self, event):
+        self.sent.append((event.command_name, dict(event.command)))
+
+    def succeeded(self, event):
+        self.answers.append((event.command_name, event.reply))
+
+    def failed(self, event):
+        self.answers.append((event.command_name, event.failure))
+
+
+@pytest.fixture
+def listener():
+    return Listener()
+
+
+@pytest.fixture
+def strict(mongo, mongo_url, listener):
+    """A store whose client keeps to the Stable API, and is listened to."""
+    api = ServerApi("1", strict=True, deprecation_errors=True)
+    with pymongo.MongoClient(mongo_url, event_listeners=[listener], server_api=api) as client:
+        yield MongoStore(client[mongo.database.name][mongo.name])
+
+
+def operators(value):
+    """The operators and variables of aggregation that a pipeline, or a projection, has."""
+    if isinstance(value, dict):
+        for key, part in value.items():
+            yield from [key] if key.startswith("$") else []
+            yield from operators(part) if key != "$literal" else []
+    elif isinstance(value, list):
+        for part in value:
+            yield from operators(part)
+    elif isinstance(value, str) and value.startswith("$$"):
+        yield value
+
+
+#: What MongoDB 5.0 has for updates, says the page Aggregation Pipeline Operators of its manual.
+OPERATORS = {
+    *("$set", "$cond", "$and", "$or", "$not", "$eq", "$ne", "$gt", "$lte", "$type", "$toLong"),
+    *("$add", "$ifNull", "$literal", "$$NOW", "$$REMOVE"),
+}
+
+
+def test_commands(strict, listener):
+    """6.4 What the docstring lists is sent, and nothing else: commands of the Stable API."""
+    session = with_session(store=strict, ttl=60)
+    with session.open(key="42:42") as data:
+        data["n"] = 1
+        (token,) = strict._renewer.held
+        assert strict.renew([NAME], token)
+    with session.open(key="7:7"):
+        pass
+    assert (list(session.keys()), session.peek(key="42:42")) == (["42:42"], {"n": 1})
+    lease, _ = strict.open([NAME], 0)
+    assert strict.acquire([NAME], "waiting", 0, {NAME: held(strict).beat}) == ['{"n":1}']
+    strict.commit(lease, ())
+    assert strict.write([NAME], "waiting", ())
+    session.remove(key="42:42")
+    assert not strict.write([NAME], "nobody's", [(NAME, "{}", None)])
+
+    described = set(re.findall(r"\* ``(\w+)``|and ``(delete)``", MongoStore.__doc__))
+    assert {name for name, _ in listener.sent} == {"".join(each) for each in described}
+    used = set()
+    for name, command in listener.sent:
+        for each in command.get("updates", [command]):
+            update = each.get("u", each.get("update"))
+            used |= {*operators(update if name != "update" else each["u"])}
+        used |= {*operators(command.get("fields", {}))}
+        used |= {*operators(command.get("filter", {}).get("$expr", {}))}
+    assert used == OPERATORS
+    assert [answer for name, answer in listener.answers if not answer["ok"]] == []
+
+
+def test_trips(strict, listener):
+    """An update takes two round trips, and the first one of a store one more, for the index."""
+    put({"n": 1}, store=strict)
+    assert [name for name, _ in listener.sent] == ["createIndexes", "findAndModify", "update"]
+    listener.sent.clear()
+    put({"n": 2}, store=strict, ttl=60)
+    found(store=strict)
+    assert [name for name, _ in listener.sent] == ["findAndModify", "update"] * 2
+
+
+def test_waiting_fetches_no_content(strict, mongo, listener):
+    """Who waits is told who has the session, not what is in it; and changes nothing."""
+    put({"n": "x" * 10_000}, store=strict)
+    lease, _ = strict.open([NAME], 0)
+    before = mongo.find_one()
+    listener.answers.clear()
+    with pytest.raises(SessionBusy):
+        strict.open([NAME], 0)
+    ((_, answer),) = listener.answers
+    assert answer["value"] == {"_id": NAME, "lease": {"token": lease.token, "beat": 1}}
+    assert mongo.find_one() == before
+    strict.commit(lease, ())
+
+
+def test_no_cursor_stays_open(strict, mongo, listener, monkeypatch):
+    """5.7 Each page comes in one answer."""
+    monkeypatch.setattr("telesession.mongo._PAGE", 2)
+    mongo.insert_many([{"_id": f"a:{number}", "session": {}} for number in range(4)])
+    assert len(list(strict.names("a:"))) == 4
+    assert [answer["cursor"]["id"] for _, answer in listener.answers] == [0, 0, 0]
+
+
+def test_standalone(tmp_path):
+    """6.4 All works on a server that is no member of a replica set."""
+    with (
+        servers.mongo_server(tmp_path, replica_set_name=None) as server,
+        pymongo.MongoClient("127.0.0.1", server.port) as client,
+    ):
+        store = MongoStore(client.telesession.sessions)
+        put({"n": 1}, store=store, ttl=60)
+        assert found(store=store) == {"n": 1}
+        put({}, store=store)
+        assert client.telesession.sessions.find_one() is None
+
+
+# Leases
+
+
+FUTURE = datetime(2999, 1, 1)
+PAST = datetime(2020, 1, 1)
+
+
+def held(store, name=NAME, token="waiting", **stale):
+    with pytest.raises(Held) as caught:
+        store.acquire([name], token, 0, stale)
+    return caught.value
+
+
+def test_held(store):
+    """6.4 Who has a session is told, and every renewal changes the beat."""
+    assert store.acquire([NAME], "a", 0, {}) == [None]
+    beats = [held(store).beat]
+    for _ in range(3):
+        assert store.renew([NAME], "a")
+        beats.append(held(store).beat)
+    assert store.acquire([NAME], "a", 0, {}) == [None]  # the same request once more
+    beats.append(held(store).beat)
+    assert [token for token, _ in beats] == ["a"] * 5
+    assert len(set(beats)) == 5
+
+
+def test_clock_set_back(store, mongo):
+    """6.4 A lease that stands still is taken, however far ahead the server's clock has it end."""
+    store.acquire([NAME], "gone", 0, {})
+    mongo.update_one({}, {"$set": {"lease.until": FUTURE}})
+    seen = held(store).beat
+    assert held(store, token="b", **{NAME: ("gone", seen[1] + 1)}).beat == seen
+    assert held(store, token="b", **{NAME: ("other", seen[1])}).beat == seen
+    assert store.acquire([NAME], "b", 0, {NAME: seen}) == [None]
+    assert held(store, token="c", **{NAME: seen}).token == "b"
+    assert not store.renew([NAME], "gone")
+    assert not store.write([NAME], "gone", [(NAME, "{}", None)])
+
+
+def test_holder_that_is_alive(store, mongo):
+    """One that was renewed since is not."""
+    store.acquire([NAME], "alive", 0, {})
+    seen = held(store).beat
+    store.renew([NAME], "alive")
+    assert held(store, **{NAME: seen}).token == "alive"
+
+
+def test_process_that_died(mongo_url, mongo):
+    """6.4 A waiter comes to it by itself, in the time of the holder's lease."""
+    with pymongo.MongoClient(mongo_url) as client:
+        dead = MongoStore(client[mongo.database.name][mongo.name], lease=0.3)
+        dead.acquire([NAME], dead._token(), 0, {})
+        mongo.update_one({}, {"$set": {"lease.until": FUTURE}})
+        start = time.monotonic()
+        assert found(store=MongoStore(mongo), lock_timeout=TIMEOUT) == {}
+        assert time.monotonic() - start >= 0.3
+
+
+def test_clock_set_forward(store, mongo):
+    """A lease that is over by the server's clock may be taken; until then it may be renewed."""
+    store.acquire([NAME], "a", 0, {})
+    mongo.update_one({}, {"$set": {"lease.until": PAST, "delete_at": FUTURE}})
+    assert store.renew([NAME], "a")
+    assert held(store).token == "a"
+    mongo.update_one({}, {"$set": {"lease.until": PAST, "delete_at": FUTURE}})
+    assert store.acquire([NAME], "b", 0, {}) == [None]
+    assert not store.renew([NAME], "a")
+
+
+def test_let_go_of(store, mongo):
+    """A renewal brings nothing back that was let go of, nor does a late copy of a request."""
+    put({"n": 1}, store=store)
+    store.acquire([NAME], "a", 0, {})
+    assert store.write([NAME], "a", ())
+    before = mongo.find_one()
+    assert not store.renew([NAME], "a")
+    assert not store.write([NAME], "a", [(NAME, "{}", None)], release=False)
+    assert mongo.find_one() == before
+
+
+def test_late_copy_of_a_lease(store, mongo, monkeypatch):
+    """6.4 The very request that leased a session does nothing once it was let go of."""
+    put({"n": 1}, store=store)
+    with monkeypatch.context() as same:
+        same.setattr("telesession.mongo.secrets.token_hex", lambda size: "same")
+        store.acquire([NAME], "a", 0, {})
+        assert store.write([NAME], "a", ())
+        before = mongo.find_one()
+        assert held(store, token="a").token == ""
+    assert mongo.find_one() == before
+    assert store.acquire([NAME], "a", 0, {}) == ['{"n":1}']  # another request of the same token
+
+
+CHANGES = {
+    "saved": [(NAME, '{"n":2}', None)],
+    "removed": [(NAME, None, None)],
+    "unchanged": [],
+}
+
+
+@any_of(CHANGES)
+@pytest.mark.parametrize("before", ["stored", "new"])
+def test_write_that_comes_twice(store, mongo, case, before):
+    """6.4 A write that lets go is done once, and is right the second time as well."""
+    if before == "stored":
+        put({"n": 1}, store=store)
+    store.acquire([NAME], "a", 0, {})
+    assert store.write([NAME], "a", case)
+    first = mongo.find_one()
+    assert store.write([NAME], "a", case)
+    assert mongo.find_one() == first
+    assert (first is None) == (case == CHANGES["removed"] or (before == "new" and not case))
+    store.acquire([NAME], "b", 0, {})  # what others do meanwhile, it does not undo
+    assert store.write([NAME], "a", ()) or first is None
+    assert held(store).token == "b"
+    assert store.write([NAME], "b", [(NAME, '{"n":3}', None)])
+    assert not store.write([NAME], "a", [(NAME, '{"n":2}', None)])
+    assert found(store=store) == {"n": 3}
+
+
+@pytest.fixture
+def proxy(mongo_url):
+    """A proxy that loses answers, and sends requests twice."""
+    with Proxy(int(re.search(r":(\d+)/", mongo_url)[1])) as proxy:
+        yield proxy
+
+
+LOST_ANSWER = {"findAndModify": "did not run", "update": "is not known"}
+
+
+@pytest.mark.parametrize("retry", [True, False], ids=["retried", "not retried"])
+@pytest.mark.parametrize("command", ["findAndModify", "update", "delete"])
+@pytest.mark.parametrize("trouble", ["twice", "lose"])
+def test_request(mongo, proxy, trouble, command, retry):
+    """6.3, 6.4 A request that comes twice counts once; of a lost answer the message is true."""
+    with pymongo.MongoClient(
+        "127.0.0.1", proxy.port, directConnection=True, retryWrites=retry
+    ) as client:
+        store = MongoStore(client[mongo.database.name][mongo.name])
+        put({"n": 1}, store=store)
+        other = with_session(property="other", store=store)
+
+        @other
+        @with_session(store=store)
+        def handler(update):
+            update.session = {"n": update.session["n"] + 1}
+            if command == "delete":
+                update.session = None
+
+        setattr(proxy, trouble, command)
+        if trouble == "lose" and not retry and command != "delete":  # that one lets go only
+            with says(SessionStoreError, LOST_ANSWER[command]):
+                handler(message())
+        else:
+            handler(message())
+        assert not getattr(proxy, trouble)
+        until(lambda: not mongo.find_one({"lease": {"$exists": True}}))
+        stored = mongo.find_one({"_id": NAME}, {"_id": 0, "session": 1})
+        if command == "delete":
+            assert stored is None
+        else:
+            assert stored["session"]["n"] in (1, 2)
+            if trouble == "twice" or retry:
+                assert stored["session"]["n"] == 2
+    assert not mongo.find_one({"_id": {"$ne": NAME}})
+
+
+def test_two_store_objects(mongo_url, mongo, store):
+    """6.4 A handler that would wait for itself, through another client, is told at once."""
+    with pymongo.MongoClient(mongo_url.replace("127.0.0.1", "localhost")) as client:
+        session = with_session(store=store)
+        again = with_session(store=MongoStore(client[mongo.database.name][mongo.name]))
+        start = time.monotonic()
+        with (
+            session.open(key="42:42"),
+            says(SessionBusy, "another store object"),
+            again.open(key="42:42"),
+        ):
+            pytest.fail("it has what it has")
+        assert time.monotonic() - start < TIMEOUT
+
+
+# Names
+
+
+@pytest.fixture
+def folding(mongo):
+    """A store whose collection has a collation that does not tell ``a`` from ``A``."""
+    mongo.database.create_collection(mongo.name, collation={"locale": "en", "strength": 2})
+    return MongoStore(mongo)
+
+
+def test_names_that_the_collation_takes_as_equal(folding, mongo):
+    """6.4 Sessions never mix: the second is refused, and the first left as it is."""
+    a, other = (with_session(store=folding, key=lambda update: "a") for _ in range(2))
+    with a.open(key="a") as data:
+        data["n"] = 1
+    for _ in range(2):
+        with (
+            says(SessionStoreError, "'session:A'", "'session:a'", "collation"),
+            other.open(key="A"),
+        ):
+            pytest.fail("it has the session of another")
+        with says(SessionStoreError, "collation"):
+            other.peek(key="A")
+        until(lambda: not mongo.find_one({"lease": {"$exists": True}}))
+        with a.open(key="a") as data:
+            assert data == {"n": 1}
+    with a.open(key="a"), says(SessionStoreError, "collation"), other.open(key="A"):
+        pytest.fail("it has the session of another")
+    assert (list(a.keys()), a.peek(key="a")) == (["a"], {"n": 1})
+
+
 # Trouble
 
 
@@ -409,6 +765,137 @@ def test_server_trouble(server):
         store = MongoStore(client.telesession.sessions)
         handle(5, server.stop, server.start)
         assert found(store=store) == {"n": 5}
+
+
+def test_failures_are_told_once(server):
+    """6.3 Loading and saving each ask a client once whose server is gone, also for a stack."""
+    client = pymongo.MongoClient(
+        "127.0.0.1", server.port, directConnection=True, serverSelectionTimeoutMS=500
+    )
+    with client:
+        store = Asking(client.telesession.sessions)
+        a, b = (with_session(property=name, store=store) for name in "ab")
+
+        @a
+        @b
+        def handler(update):
+            update.a["n"] = update.b["n"] = 1
+            server.stop()
+            time.sleep(1.1)  # after that, pymongo looks whether its connections are there
+            store.asked.clear()
+
+        with says(SessionStoreError, "'a:42:42', 'b:42:42'", "was not saved"):
+            handler(message())
+        assert store.asked == ["a:42:42"]
+        store.asked.clear()
+        with says(SessionStoreError, "did not run"):
+            handler(message())
+        assert store.asked == ["a:42:42"]
+        server.start()
+        until(lambda: not client.telesession.sessions.find_one({"lease": {"$exists": True}}))
+
+
+class Asking(MongoStore):
+    """One that notes what its client is asked for in the handler's thread."""
+
+    def __init__(self, collection):
+        super().__init__(collection)
+        self.asked, self._thread = [], threading.get_ident()
+
+    def _ask(self, names):
+        if threading.get_ident() == self._thread:
+            self.asked += names
+
+    def acquire(self, names, *arguments):
+        self._ask(names)
+        return super().acquire(names, *arguments)
+
+    def write(self, names, *arguments, **options):
+        self._ask(names)
+        return super().write(names, *arguments, **options)
+
+
+def failure(code, *labels):
+    return errors.OperationFailure("no", code, {"errorLabels": list(labels)})
+
+
+@any_of(
+    {
+        "refused": (True, failure(13)),
+        "never reached": (True, errors.ServerSelectionTimeoutError()),
+        "a closed client": (True, errors.InvalidOperation()),
+        "too large": (True, errors.DocumentTooLarge("large")),
+        "no answer": (False, errors.AutoReconnect()),
+        "no answer in time": (False, errors.NetworkTimeout()),
+        "no longer the primary": (False, errors.NotPrimaryError()),
+        "may be tried again": (False, failure(91, "RetryableWriteError")),
+        "given up by the server": (False, errors.ExecutionTimeout("late", 50)),
+        "written, and not confirmed": (False, errors.WriteConcernError("late", 64)),
+        "the same in time": (False, errors.WTimeoutError("late", 64)),
+        "no room in the pool": (False, errors.WaitQueueTimeoutError()),
+    }
+)
+def test_refused(store, case):
+    """6.3 Only where nothing can have been done, the message says so."""
+    refused, error = case
+    assert store.refused(error) is refused
+
+
+def test_too_large(store, mongo):
+    """What MongoDB has no room for is not saved, and says so; what was stored stays."""
+    put({"n": 1}, store=store)
+    with says(SessionStoreError, repr(NAME), "was not saved"):
+        put({"text": "x" * 2**24}, store=store)
+    assert found(store=store) == {"n": 1}
+    until(lambda: not mongo.find_one({"lease": {"$exists": True}}))
+
+
+@any_of(
+    {
+        "a role": (failure(13), "readWrite"),
+        "a shard key": (failure(61), "_id"),
+        "a secondary": (errors.NotPrimaryError("not primary"), "directConnection"),
+        "anything else": (failure(1), ""),
+        "no answer": (errors.AutoReconnect(), ""),
+    }
+)
+def test_cure(store, case):
+    """The message says what to do where that is known."""
+    error, cure = case
+    assert cure in store.cure(error)
+    assert bool(store.cure(error)) == bool(cure)
+
+
+def test_other_index(store, mongo):
+    """An index of that name that is another's is not changed."""
+    mongo.create_index("delete_at", expireAfterSeconds=60)
+    with says(SessionStoreError, "did not run", "Drop the index delete_at_1"):
+        found(store=store)
+    assert mongo.index_information()["delete_at_1"]["expireAfterSeconds"] == 60
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of forks where there are threads
+def test_fork(store, mongo):
+    """6.4 A store that was used before a fork works in the child, and after it in the parent."""
+    session = with_session(store=store)
+    with session.open(key="42:42") as data:
+        data["n"] = 1
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # pymongo's, of the fork
+                with session.open(key="42:42") as data:
+                    data["n"] += 1
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    with session.open(key="42:42") as data:
+        data["n"] += 1
+    assert mongo.find_one()["session"] == {"n": 3}
 
 
 # Misuse
