@@ -215,11 +215,15 @@ class LeasingStore(Store):
         except Exception as error:
             # The client failed, and is not asked once more, which may take as long again. Only
             # where a part may have been written, that is taken back.
+            sure = bool(lease.written) and self.refused(error)
+            if sure:
+                lease.written.pop()  # the last one, which was not done
             try:
-                if lease.written and len(lease.written[-1][1]) < len(changes):
+                if lease.written and (sure or len(lease.written[-1][1]) < len(changes)):
                     left = self._take_back(lease)
                     if left:
-                        failed = [name for name in lease.written[-1][0] if name in left]
+                        last = () if sure else lease.written[-1][0]
+                        failed = [name for name in last if name in left]
                         raise partly_saved(self, left, failed, error) from error
             finally:
                 self._end(lease, lease.groups)

@@ -481,6 +481,22 @@ def failing_later(call, after):
     return run
 
 
+@pytest.mark.parametrize("broken", NAMES)
+def test_one_group_is_refused(grouped, broken):
+    """6.3 A group that was not written for sure is not taken back; those before it are."""
+    before = dict(grouped.kept)
+    lease, _ = grouped.open(NAMES, 0)
+    grouped.refused = lambda error: True
+    grouped.failures["write", broken] = ConnectionError()
+    grouped.calls.clear()
+    with pytest.raises(ConnectionError):
+        grouped.commit(lease, changed(A, C))
+    assert grouped.kept == before
+    written = NAMES[: NAMES.index(broken)]
+    tried = [*written, broken, *(name for name in written if name != B)]
+    assert grouped.calls == [("write", name) for name in tried]
+
+
 @pytest.mark.parametrize("writing", NAMES)
 def test_the_only_group_that_is_written(grouped, writing):
     """Where only one is written, there is nothing to take back: the server is not asked again."""
