@@ -19,7 +19,7 @@ from telesession.leases import Beat, Held, LeasingStore, foreign, identity, mill
 from telesession.stores import Change, Payload
 
 _LONGEST_WAIT = 0.2  # seconds to wait to be woken; a holder that died wakes nobody
-_REMEMBERED = 60_000  # milliseconds; redis-py's defaults send a request again for 59 seconds
+_REMEMBERED = 60_000  # milliseconds; by redis-py's defaults a request may be sent for 59 seconds
 _PAGE = 1000  # keys that the server looks at in one go
 _RECENT = 5000  # names that are known again if the server repeats them
 
@@ -44,14 +44,29 @@ class RedisStore(LeasingStore):
 
     Sessions are strings, ``<prefix>{<property>:<key>}``: JSON as it is, and bytes, such as
     pickles, as base64 behind ``@base64@``. They expire by the server's own expiry. Beside them are
-    ``...:lease`` while a handler runs and, for at most a second, ``...:wake``.
+    ``...:lease`` while a handler runs, for a minute after each ``...:done:<token>``, by which a
+    request that the client sends twice counts once, and, for at most a second, ``...:wake``.
+
+    The server has to be the primary, with ``maxmemory-policy noeviction``, its default: what others
+    evict is lost. What it forgets when it crashes depends on ``appendonly`` and ``appendfsync``. A
+    client with its own user needs ``EVAL``, ``EVALSHA``, ``BLPOP``, and what the
+    scripts call (``GET``, ``SET``, ``DEL``, ``APPEND``, ``EXISTS``, ``RPUSH``, ``PEXPIRE``, and
+    ``SCAN`` for `Declaration.keys`). A store that was used before a fork works in the children.
+
+    After an error, and an exception out of a signal handler, the client's idle connections are
+    closed; those in use are not.
 
     Args:
         client: a ``redis.Redis``, ``valkey.Valkey``, or the ``RedisCluster`` or ``ValkeyCluster``
-            of the same packages. While an update waits for a session that another process has,
-            it uses one of the client's connections.
+            of the same packages, or what ``Sentinel.master_for`` gives. How often, and for how
+            long, a request is tried is the client's to say. While an update waits for a session
+            that another process has, it uses one of the client's connections.
         prefix: what the keys of all sessions begin with.
         lease: seconds (or a `timedelta`) after which a session is free again if its process died.
+
+    Raises:
+        TypeError, ValueError: for a client that can't work: one that is asynchronous, a pipeline,
+            one for replicas.
 
     >>> import redis
     >>> RedisStore(redis.Redis(), prefix="my-bot:")
@@ -62,14 +77,19 @@ class RedisStore(LeasingStore):
         self, client: Any, *, prefix: str = "telesession:", lease: float | timedelta = 10.0
     ) -> None:
         super().__init__(lease)
-        call = getattr(client, "evalsha", None)
-        if call is None or isinstance(client, type) or hasattr(client, "command_stack"):
+        # a cluster client has no pool of its own
+        pool = getattr(client, "connection_pool", None) or getattr(client, "nodes_manager", None)
+        call = getattr(client, "execute_command", None)
+        known = call and pool and not hasattr(client, "command_stack")
+        if not known or isinstance(client, type):
             raise TypeError(f"client={client!r} is no Redis client: give redis.Redis() or the like")
-        if inspect.iscoroutinefunction(getattr(client, "execute_command", None)):
+        if inspect.iscoroutinefunction(call):
             raise TypeError(
                 f"client={type(client).__module__}.{type(client).__name__} is asynchronous: "
                 "telesession is for blocking bots, give the blocking client of the same package"
             )
+        if not getattr(pool, "is_master", True):
+            raise ValueError(f"client={client!r} is for replicas: give Sentinel.master_for(...)")
         if not isinstance(prefix, str):
             raise TypeError(f"prefix={prefix!r} must be a str")
         if "{}" in prefix:  # a cluster would then take no part of a key for its hash tag
@@ -77,8 +97,7 @@ class RedisStore(LeasingStore):
         self.client = client
         self.prefix = prefix
         self._milliseconds = milliseconds(self.lease)
-        # a cluster client has no pool of its own
-        self._pool = getattr(client, "connection_pool", None) or client.nodes_manager
+        self._pool: Any = pool
         self._slot = getattr(client, "keyslot", None)
         per_process(self, RedisStore._reset)
 
