@@ -102,8 +102,8 @@ class RedisStore(LeasingStore):
         per_process(self, RedisStore._reset)
 
     def _reset(self) -> None:
-        # a child may have a connection that its parent uses
-        self._numbers = itertools.count(secrets.randbits(48))
+        self._numbers = itertools.count(secrets.randbits(48))  # unlike those of other processes
+        self._close_own()  # a forked child would share it with its parent
 
     @property
     def identity(self) -> object:
@@ -257,9 +257,7 @@ class RedisStore(LeasingStore):
 
     def _close_idle(self) -> None:
         """Close the connections that nobody uses, so that the next requests make new ones."""
-        own = getattr(self.client, "connection", None)  # of a client that has a single one
-        if own is not None:
-            own.disconnect()
+        self._close_own()
         pools = [self._pool]
         if self._slot is not None:
             clients = [node.redis_connection for node in self.client.get_nodes()]
@@ -272,6 +270,11 @@ class RedisStore(LeasingStore):
             with queue.mutex:
                 for connection in filter(None, queue.queue):
                     connection.disconnect()
+
+    def _close_own(self) -> None:
+        connection = getattr(self.client, "connection", None)  # of a client that has a single one
+        if connection is not None:
+            connection.disconnect()
 
 
 def _done(token: str) -> bytes:

@@ -4,16 +4,22 @@ import contextlib
 import functools
 import itertools
 import json
+import os
 import pickle
 import queue
+import signal
+import subprocess
 import sys
 import threading
 import time
+import traceback
 import tracemalloc
+import types
 
 import pytest
 import redis
 import redis.asyncio
+import redis.sentinel
 import valkey as valkey_py
 from redis.backoff import NoBackoff
 from redis.cluster import RedisCluster
@@ -26,7 +32,7 @@ from telesession.leases import Held
 from telesession.redis import RedisStore
 from tests import servers
 from tests.helpers import count, run_together, says, until
-from tests.interrupts import Alarm, Interrupt, Interrupting
+from tests.interrupts import TELESESSION, Alarm, Interrupt, Interrupting
 from tests.stores import NAME, TIMEOUT, found, message, put, visit
 
 KEY = "telesession:{%s:42:42}"
@@ -353,6 +359,92 @@ class Sent:
         return self.call(*self.commands[number])[1]
 
 
+class TestTruth:
+    """Told once, in time, and truly (6.3)."""
+
+    @pytest.mark.parametrize("known", [True, False], ids=["never reached", "no answer"])
+    def test_a_silent_server(self, own, connect, known):
+        """Where it was asked, nobody knows; where no connection is made, nothing was saved."""
+        client = connect(own.port, socket_timeout=0.3)
+        store = RedisStore(client)
+        stack(store, "session")(message())
+
+        def silent(message):
+            if known:
+                client.connection_pool.disconnect()
+            own.process.send_signal(signal.SIGSTOP)
+
+        outcome = "was not saved" if known else "is not known"
+        try:
+            with says(SessionStoreError, NAME, outcome, "TimeoutError"):
+                stack(store, "session")(message(), silent)
+        finally:
+            own.process.send_signal(signal.SIGCONT)
+        until(lambda: leases(client) == [])
+        assert found(store=store) == {"n": 1 if known else 2}
+
+    def test_asked_once(self, valkey, valkey_port, connect, store):
+        """Whether loading or saving fails, the client is asked for that once."""
+        client = connect(valkey_port)
+        put({"n": 1}, store=store)
+        failing, asked = RedisStore(client), []
+
+        def fails(*command, **options):
+            asked.append(threading.get_ident())
+            raise redis.TimeoutError
+
+        client.execute_command = fails
+        not_run(failing, "TimeoutError")
+        assert asked.count(threading.get_ident()) == 1
+        del client.execute_command
+
+        def body(message):
+            client.execute_command = fails
+            asked.clear()
+            count(message)
+
+        with says(SessionStoreError, NAME, "is not known", "TimeoutError"):
+            visit(body, store=failing)
+        assert asked.count(threading.get_ident()) == 1
+        del client.execute_command
+        until(lambda: leases(valkey) == [])  # let go of in the background
+
+    @pytest.mark.parametrize(
+        ("error", "refused"),
+        [
+            (redis.ReadOnlyError(), True),
+            (redis.ResponseError(), True),
+            (valkey_py.exceptions.NoPermissionError(), True),
+            (redis.ConnectionError("closed by server"), False),
+            (redis.TimeoutError(), False),
+            (valkey_py.TimeoutError(), False),
+        ],
+        ids=repr,
+    )
+    def test_refused(self, store, error, refused):
+        assert store.refused(error) is refused
+
+    def test_text_that_no_server_can_be_sent(self, valkey, store):
+        codec = types.SimpleNamespace(dumps=lambda data: "\ud800", loads=lambda text: {"n": 1})
+        with says(SessionStoreError, NAME, "was not saved", "UnicodeEncodeError"):
+            put({"n": 1}, store=store, codec=codec)
+        until(lambda: kept(valkey) == set())
+
+    def test_without_sha1(self):
+        """A machine in FIPS mode has SHA-1 only where it protects nothing."""
+        code = """
+import hashlib
+sha1 = hashlib.sha1
+def refuse(*data, usedforsecurity=True):
+    if usedforsecurity:
+        raise ValueError("disabled for FIPS")
+    return sha1(*data)
+hashlib.sha1 = refuse
+import telesession.redis
+"""
+        subprocess.run([sys.executable, "-c", code], check=True)
+
+
 class TestSentTwice:
     """A request that the client sends twice counts once (6.3, 6.4)."""
 
@@ -528,11 +620,13 @@ class TestAnswers:
         requests[request_]()
         self.check(store, 2)
 
+    # Where a client is collected meanwhile, its __del__ is interrupted.
+    @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
     @pytest.mark.parametrize("error", [Interrupt, Alarm])
     def test_interrupted_anywhere(self, valkey, valkey_port, connect, error):
-        """In the store or its client: others find their own, and all or nothing is saved."""
+        """In telesession or the client: others find their own, and all or nothing is saved."""
         users = [1, 2, 3]
-        places = (redis_store.__file__, redis.client.__file__, redis.connection.__file__)
+        places = (TELESESSION, redis.client.__file__, redis.connection.__file__)
         self.fill(RedisStore(valkey), users)
         for number in itertools.count(0, 7):
             store = RedisStore(connect(valkey_port), lease=2)
@@ -861,6 +955,55 @@ class TestClients:
             assert found(store=RedisStore(client), codec=codec) == content
 
         assert valkey.get(DATA).startswith(b"@base64@" if codec else b'{"text":')
+
+    @pytest.mark.parametrize("prefix", ["é:", "my{bot}:"])
+    @pytest.mark.parametrize("kind", [redis.Redis, valkey_py.Valkey])
+    def test_any_encoding(self, valkey_port, kind, store, prefix):
+        """A client that has another encoding, or hides what it can't encode, stores the same."""
+        options = {"encoding": "latin-1", "encoding_errors": "replace", "decode_responses": True}
+        text = types.SimpleNamespace(
+            dumps=functools.partial(json.dumps, ensure_ascii=False), loads=json.loads
+        )
+        with kind(port=valkey_port, **options) as client:
+            here = RedisStore(client, prefix=prefix)
+            put({"text": "é😀"}, store=here, codec=text)
+            assert found(store=here, codec=text) == {"text": "é😀"}
+            assert list(here.names("")) == [NAME]
+        there = RedisStore(store.client, prefix=prefix)
+        assert found(store=there, codec=text) == {"text": "é😀"}
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of forks where there are threads
+    def test_fork_after_use(self, any_client):
+        """Children and parent go on, each with connections of its own."""
+        handler = stack(RedisStore(any_client), "session")
+        handler(message())
+        children = []
+        for _ in range(2):
+            children.append(os.fork())
+            if not children[-1]:
+                try:
+                    for _ in range(20):
+                        handler(message())
+                except BaseException:
+                    traceback.print_exc()
+                    os._exit(1)
+                os._exit(0)
+        for _ in range(20):
+            handler(message())
+        assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+        assert handler(message()) == [61]
+
+    def test_sentinel(self, valkey, valkey_port):
+        """What `master_for` gives works; what `slave_for` gives is refused."""
+        sentinel = redis.sentinel.Sentinel([])
+        sentinel.discover_master = lambda name: ("127.0.0.1", valkey_port)
+        with sentinel.master_for("bot") as client:
+            put({"n": 1}, store=RedisStore(client))
+            assert found(store=RedisStore(client)) == {"n": 1}
+        for client in (sentinel, sentinel.slave_for("bot")):
+            with says((TypeError, ValueError)[client is not sentinel], "client="):
+                RedisStore(client)
 
     def test_prefix_and_identity(self, valkey, rival):
         """Stores of one pool and prefix share locks; each prefix has sessions of its own."""
