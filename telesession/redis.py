@@ -1,6 +1,5 @@
 """`RedisStore`: sessions on a Redis or Valkey server or cluster, safe for many processes."""
 
-import contextlib
 import hashlib
 import inspect
 import itertools
@@ -129,12 +128,11 @@ class RedisStore(LeasingStore):
             keys += data, data + _LEASE, data + _done(token)
         over = [" ".join(stale.get(name, ())) for name in names] if stale else ()
         asked = token, self._milliseconds, int(waited > 0), *over
-        with _reading(names):
-            place, *found = self._call(_ACQUIRE, keys, *asked)
-            if place:
-                holder, _, beat = found[0].decode().partition(" ")
-                raise Held(names[place - 1], holder, beat)
-            return [_payload(one) for one in found]
+        place, *found = self._call(_ACQUIRE, keys, *asked)
+        if place:
+            holder, _, beat = found[0].decode().partition(" ")
+            raise Held(names[place - 1], holder, beat)
+        return _payloads(names, found)
 
     def renew(self, names: Sequence[str], token: str) -> bool:
         keys = [self._data(name) + _LEASE for name in names]
@@ -193,8 +191,7 @@ class RedisStore(LeasingStore):
     def peek(self, name: str) -> Payload | None:
         """What is stored of a session, without a lease."""
         key = self._data(name)
-        with _reading([name]):
-            return _payload(self._call(_ASK, [key], "GET", key)[0])
+        return _payloads([name], self._call(_ASK, [key], "GET", key))[0]
 
     def refused(self, error: Exception) -> bool:
         kinds = {kind.__name__ for kind in type(error).__mro__}
@@ -291,17 +288,10 @@ _CURES = {
 }
 
 
-@contextlib.contextmanager
-def _reading(names: Sequence[str]) -> Iterator[None]:
+def _payloads(names: Sequence[str], found: Sequence[bytes | None]) -> list[Payload | None]:
     try:
-        yield
-    except UnicodeEncodeError:  # a name that no client can send
-        raise
-    except ValueError as error:  # no UTF-8, for one; some clients decode it themselves
+        return [None if each is None else parse(each.decode())[1] for each in found]
+    except ValueError as error:  # no UTF-8, for one
         raise foreign(
             names, "the server", "Give RedisStore a prefix of its own, or delete the key."
         ) from error
-
-
-def _payload(found: bytes | None) -> Payload | None:
-    return None if found is None else parse(found.decode())[1]

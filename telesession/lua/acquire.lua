@@ -18,9 +18,10 @@
 -- they have a smaller number, are late copies, which a client sent again when it got no answer.
 local number, token, milliseconds, waited = ARGV[1], ARGV[2], ARGV[3], ARGV[4] == '1'
 
+local found, marks = {number, 0}, {}
 for i = 1, #KEYS, 3 do
   local place = (i + 2) / 3
-  local lease = redis.call('GET', KEYS[i + 1])
+  local data, lease, done = unpack(redis.call('MGET', KEYS[i], KEYS[i + 1], KEYS[i + 2]))
   if lease and string.sub(lease, 1, #token + 1) ~= token .. ' ' then
     local bare = string.match(lease, '^(.-)!?$')
     if bare ~= ARGV[4 + place] then
@@ -30,21 +31,20 @@ for i = 1, #KEYS, 3 do
       return {number, place, bare}
     end
   end
-  local done = redis.call('GET', KEYS[i + 2])
   if done and math.abs(tonumber(done)) > tonumber(number) then
     return redis.error_reply('ERR a late copy of a request')
   end
+  -- To MGET, a key of a wrong type is one that isn't there. To GET it is an error, which comes
+  -- before the first lease is taken.
+  found[place + 2] = data or redis.call('GET', KEYS[i])
+  marks[place] = done
 end
 
--- GET, since MGET would take a key of a wrong type for one that isn't there; and all of them before
--- the first lease is taken, since such a key is an error, after which no lease may be left.
-local found = {number, 0}
+local lease = token .. ' ' .. number .. ' ' .. number
 for i = 1, #KEYS, 3 do
-  found[#found + 1] = redis.call('GET', KEYS[i])
-end
-for i = 1, #KEYS, 3 do
-  local lease = token .. ' ' .. number .. ' ' .. number
   redis.call('SET', KEYS[i + 1], waited and lease .. '!' or lease, 'PX', milliseconds)
-  redis.call('DEL', KEYS[i + 2]) -- the token has it once more
+  if marks[(i + 2) / 3] then
+    redis.call('DEL', KEYS[i + 2]) -- the token has it once more
+  end
 end
 return found
