@@ -236,9 +236,10 @@ class Connections:
         """The driver's error as SQLAlchemy's, if it is one."""
         if not isinstance(error, self._dialect.loaded_dbapi.Error):
             return None
-        cursor = say.cursor if say else None
-        gone = self._dialect.is_disconnect(error, connection.dbapi_connection, cursor)
-        return self._wrapped(error, say.text if say else "", gone)
+        if say is None:  # there is not even a cursor: nothing was asked
+            return self._wrapped(error, None, True)
+        gone = self._dialect.is_disconnect(error, connection.dbapi_connection, say.cursor)
+        return self._wrapped(error, say.text, gone)
 
     def _wrapped(self, error: Exception, text: str | None, gone: bool) -> DBAPIError:
         wrapped: Any = DBAPIError.instance(

@@ -166,7 +166,7 @@ class SQLStore(LeasingStore):
             return True
         # A request that came before may have done it: a row that isn't there was removed.
         whose = say.ask(sql.whose, values)
-        done = release and (whose == [(token, None)] if whose else payload is None)
+        done = release and ([*whose[0]] == [token, None] if whose else payload is None)
         if say.lost is not None and not done:
             raise say.lost
         return done
@@ -240,9 +240,13 @@ class SQLStore(LeasingStore):
         dialect = self.engine.dialect.name
         if dialect == "sqlite":
             connection.exec_driver_sql("PRAGMA journal_mode = WAL")
-        connection.exec_driver_sql(BEGIN[dialect])
-        self.table.create(connection)
-        connection.exec_driver_sql("COMMIT")
+        try:
+            connection.exec_driver_sql(BEGIN[dialect])
+            self.table.create(connection)
+            connection.exec_driver_sql("COMMIT")
+        except BaseException:
+            connection.invalidate()  # not every driver knows that a transaction was begun
+            raise
 
     def _purge(self) -> None:
         """Remove sessions whose time is over."""

@@ -499,6 +499,7 @@ class TestTrouble:
 
         kept = rows(SQLStore(another(engine))).values()
         assert sorted(row.payload[5] for row in kept) == ["2", "2", "2", "3"]
+        engine.dispose()  # its own connections are closed as well
 
     def test_a_connection_that_breaks_after_the_save(self, postgres):
         """Nobody can tell it from one that broke before: an error, not `SessionLost` (6.3)."""
