@@ -253,8 +253,8 @@ def failing(operation):
     ("operation", "body", "words"),
     [
         ("get", "pass", ["load", "ConnectionError", "The handler did not run"]),
-        ("set", "message.session['n'] = 1", ["save", "ConnectionError", "not saved"]),
-        ("delete", "del message.session", ["save", "ConnectionError", "not saved"]),
+        ("set", "message.session['n'] = 1", ["save", "ConnectionError", "is not known"]),
+        ("delete", "del message.session", ["save", "ConnectionError", "is not known"]),
         ("accept", "message.session['n'] = 1", ["not saved", "False", "log"]),
     ],
 )

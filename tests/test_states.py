@@ -1,4 +1,4 @@
-"""`telesession.states`, contract 8.1: pyTelegramBotAPI's states, kept in sessions."""
+"""8.1 `telesession.states`: pyTelegramBotAPI's states, kept in sessions."""
 
 import contextlib
 import enum

@@ -42,9 +42,9 @@ class FullForm(TypedDict):
 
 
 session = with_session(ttl=60, store=MemoryStore())
-profile = with_session(property="profile", initial=Form, key=keys.user, ttl=60)
+profile = with_session(property="profile", initial=Answers, key=keys.user, ttl=60)
 full = with_session(property="full", initial=lambda: FullForm(step="name"))
-assert_type(profile, Declaration[Form])
+assert_type(profile, Declaration[Answers])
 assert_type(full, Declaration[FullForm])
 form = with_session(property="form", key=keys.user, busy="drop")
 assert_type(session, Declaration)
@@ -122,14 +122,14 @@ def outside(message: Message) -> None:
     assert_type([*session.keys()], list[str])
     session.remove(key="42:99")
     with profile.open(message) as mine:
-        assert_type(mine, Form)
+        assert_type(mine, Answers)
         mine["age"] = 30
         mine["age"] = "30"  # type: ignore[typeddict-item] # pyright: ignore
         mine["nmae"] = ""  # type: ignore[typeddict-unknown-key] # pyright: ignore
     with profile.open(keys=[42, 43]) as (here, there):
         here["age"] = there.get("age", 30)
         there["step"] = ""  # type: ignore[typeddict-unknown-key] # pyright: ignore
-    assert_type(profile.peek(key=42), Form | None)
+    assert_type(profile.peek(key=42), Answers | None)
     assert_type(full.peek(message), FullForm | None)
     assert_type(when_typed(message), int)  # type: ignore[arg-type] # pyright: ignore
     session.open(message, key="42:99")  # type: ignore[call-overload] # pyright: ignore
@@ -146,7 +146,7 @@ assert_type(with_session(ttl=60), Declaration)
 assert_type(with_session(initial=dict), Declaration)
 assert_type(with_session(initial=lambda: {"n": 0}), Declaration)
 assert_type(with_session(), Declaration[dict[str, Any]])
-with_session(upgrade=lambda data: data.setdefault("age", 30), initial=Form)
+with_session(upgrade=lambda data: data.setdefault("age", 30), initial=Answers)
 with_session(initial=FullForm)  # type: ignore[arg-type] # pyright: ignore
 with_session(initial=Form, busy="later")  # type: ignore[call-overload] # pyright: ignore
 with_session(initial=Form, colour="red")  # type: ignore[call-overload] # pyright: ignore
