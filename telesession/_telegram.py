@@ -261,7 +261,8 @@ class Telegram:
         if "inline_keyboard" in (params.get("reply_markup") or {}):
             content["reply_markup"] = params["reply_markup"]
         chat = self.chat(params.get("chat_id", 1))
-        replied = self._messages.get((params.get("reply_parameters") or {}).get("message_id", 0))
+        reply = params.get("reply_parameters") or {"message_id": params.get("reply_to_message_id")}
+        replied = self._messages.get(int(reply.get("message_id") or 0))
         if replied:
             content["reply_to_message"] = replied
         if "date" in content and method.startswith("edit"):

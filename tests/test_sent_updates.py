@@ -221,7 +221,7 @@ SENT = {
         to, "https://example.org/", reply_markup=bot.buttons
     ),
     "document": lambda bot, to: bot.send_document(
-        to, types.InputFile(io.BytesIO(b"..."), "cv.pdf"), reply_markup=bot.buttons
+        to, b"...", visible_file_name="cv.pdf", reply_markup=bot.buttons
     ),
     "animation": lambda bot, to: bot.send_animation(to, b"...", reply_markup=bot.buttons),
     "contact": lambda bot, to: bot.send_contact(to, "+44", "A", reply_markup=bot.buttons),
