@@ -96,7 +96,8 @@ class Form:
     Every user has a form of their own in each chat and topic. If another form of the bot is begun
     in the middle (with the same store and key), the one that asked last gets the answers, and the
     other one asks again when that is over. What Telegram sends twice, after a crash, counts once;
-    an album counts as its first message; what is edited counts as it was.
+    an album counts as its first message; what is edited counts as it was. If a question can't be
+    sent, the error is raised, and it is asked again at whatever the user does next.
 
     Args:
         bot: whose handlers these are.
@@ -386,6 +387,8 @@ class Form:
         """Take an answer, if there is one, and ask the next question, or be done."""
         try:
             following = self._taken(update, form, answer)
+            if following is None:  # a session of `also` was busy, and is not waited for
+                return None
         except Invalid as why:
             self._prompt(update, str(why))
             return None
@@ -396,8 +399,8 @@ class Form:
             return self._ask(update, session, form, following)
         return self._close(update, session, form)
 
-    def _take(self, update: Any, form: Any, answer: Any) -> str | None:
-        """Keep an answer; give the name of the next question, or call ``done`` if there is none."""
+    def _take(self, update: Any, form: Any, answer: Any) -> str:
+        """Keep an answer; give the name of the next question, or call ``done`` and give ""."""
         answers = form["answers"]
         if form["at"] in self._questions:
             answers[form["at"]] = self._questions[form["at"]].take(answer)
@@ -406,10 +409,9 @@ class Form:
             if name not in answers and question.when(self._before(name, answers)):
                 self._check_kept(form)
                 return name
-            answers.setdefault(name, None)
         assert self._done is not None
         self._done(update, answers)
-        return None
+        return ""
 
     def _check_kept(self, form: Any) -> None:
         """Refuse an answer that the store can't keep, before the next question is sent."""

@@ -264,7 +264,7 @@ class TestQuestions:
         talk(Chat(bot), "/start", "Rome", "/start", "oslo")
         assert got == ["Rome", "Oslo"]
 
-    def test_what_the_store_cannot_keep(self, bot):
+    def test_what_the_store_cannot_keep(self, bot, monkeypatch):
         """9.1 It is told, with its place, before the next question is sent; this one stays open."""
         form = Form(bot, "small", command="start", store={})
 
@@ -279,9 +279,12 @@ class TestQuestions:
         form.done(lambda update, day: None)
         chat = Chat(bot)
         talk(chat, "/start")
-        with says(SessionDataError, "['answers']['day']", "date"):
-            talk(chat, "2")
-        assert chat.pending() == []
+        with monkeypatch.context() as patched:
+            patched.setattr(
+                bot, "send_message", lambda *args, **options: pytest.fail("it was sent")
+            )
+            with says(SessionDataError, "['answers']['day']", "date"):
+                talk(chat, "2")
         assert talk(chat, "3") == ["Where?"]
 
     def test_a_store_that_keeps_more(self, bot, form):
@@ -361,6 +364,30 @@ class TestDone:
             talk(chat, "Ada", "36", "Rome")
         assert clicked(chat.click("yes")) == (None, [])
         assert profile.peek(key="1:1") == {"n": 1}
+
+    def test_what_is_stacked_is_busy(self):
+        """9.2 And not to be waited for: nothing is taken, the question stays open."""
+        profile = with_session(property="profile", store=MemoryStore(), busy="drop")
+        found = survey(also=[profile])
+        chat = Chat(found.bot)
+        talk(chat, "/start", "Ada", "36", "Rome")
+        with profile.open(key="1:1"):
+            assert run_together(lambda: talk(chat, "yes")) == [[]]
+        assert found.done == []
+        assert talk(chat, "yes") == []
+        assert len(found.done) == 1
+
+    def test_back_after_a_refusal(self):
+        """9.2 The answer that `done` did not accept is not kept."""
+        found = survey()
+        chat = Chat(found.bot)
+
+        def refuse(update):
+            raise Invalid("No.")
+
+        found.also = refuse
+        assert talk(chat, "/start", "Ada", "36", "Rome", "yes") == ["No."]
+        assert talk(chat, "/back") == ["City?"]
 
     def test_questions_have_what_is_stacked(self, bot):
         """9.2 A question that gets the message has the sessions; refusing takes them back."""
@@ -930,6 +957,15 @@ class TestSeveral:
         assert forum.send("hi", message_thread_id=4, is_topic_message=True) == ["other"]
         assert Chat(found.bot).send("hi") == ["other"]
         assert forum.send("Ada", **topic) == ["Age?"]
+
+    def test_direct_messages_of_a_channel(self):
+        """9.4 Each user has a topic there, which Telegram wants to be told."""
+        home = {"id": -100, "type": "supergroup", "title": "C", "is_direct_messages": True}
+        chat = Chat(survey().bot, chat=home)
+        [asked] = chat.send("/start", direct_messages_topic={"topic_id": 5})
+        assert int(asked.params["direct_messages_topic_id"]) == 5
+        assert chat.send("Ada", direct_messages_topic={"topic_id": 6}) == ["other"]
+        assert chat.send("Ada", direct_messages_topic={"topic_id": 5}) == ["Age?"]
 
     def test_no_key(self):
         """9.6 Where the key function gives none there is no form."""
