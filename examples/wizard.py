@@ -1,9 +1,10 @@
 """A form with buttons, in a SQLite file: a name, an age, a city, and whether all that is right.
 
 /back goes one question back, /cancel forgets the form, /start begins it anew, and /help says so, at
-any question. End it (Ctrl-D) in the middle, and run it again: the question is still open. ``SESSIONS``
-in the environment says which database, ``sqlite:///sessions.db`` if nothing does. Needs
-``pip install "telesession[sql]"``. Without BOT_TOKEN it chats in the terminal.
+any question. End it (Ctrl-D) in the middle, and run it again: the question is still open.
+
+``SESSIONS`` in the environment says which database, ``sqlite:///sessions.db`` if nothing does.
+Needs ``pip install "telesession[sql]"``. Without BOT_TOKEN it chats in the terminal.
 """
 
 import os

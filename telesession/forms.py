@@ -91,7 +91,7 @@ class Form:
 
     Its handlers are registered here. Put it above the bot's catch-alls: pyTelegramBotAPI tries
     handlers in the order in which they were registered, so one above the form that takes all texts
-    would get the answers.
+    or all clicks would get the answers.
 
     Every user has a form of their own in each chat and topic. If another form of the bot is begun
     in the middle (with the same store and key), the one that asked last gets the answers, and the
@@ -158,7 +158,7 @@ class Form:
         self._texts: dict[str, Text] = {**said, **texts}
         self.session = with_session(property=f"form_{bot.bot_id}", ttl=ttl, store=store, key=key)
         # Decorated, so that where it raises nothing is left of what it did.
-        self._taken = functools.reduce(
+        self._taken: Callable[..., str | None] = functools.reduce(
             lambda inner, one: one(inner), also, self.session(self._take)
         )
         answers = bot.message_handler(func=self._may_take, content_types=CONTENT)

@@ -117,6 +117,18 @@ def test_a_group_that_became_a_supergroup(readme):
     assert readme.whole_chat.peek(key=-100) is None
 
 
+def test_a_form(readme):
+    """9.1, 9.7 A photo is asked for, and a floor where there is none."""
+    private, _ = chats(readme)
+    readme.bot.callback_query_handlers.pop(0)  # it takes all clicks
+    assert private.send("/order") == ["How many pizzas?"]
+    assert private.send("many") == ["A number, please."]
+    assert private.send("2") == ["A photo of your door?"]
+    assert private.click("no")[1] == "Which floor?"
+    assert private.send("3") == ["2 pizzas?"]
+    assert private.click("yes")[1:] == ["2 pizzas are on their way."]
+
+
 def test_a_filter_that_looks(readme):
     """5.7 It sees what is stored."""
     private, _ = chats(readme)
