@@ -29,7 +29,7 @@ class Form(StatesGroup):
 engine = sqlalchemy.create_engine(os.environ.get("SESSIONS") or "sqlite:///sessions.db")
 session = with_session(property="form", store=SQLStore(engine), ttl=24 * 3600)
 token = os.environ.get("BOT_TOKEN") or "1:terminal"
-bot = telebot.TeleBot(token, state_storage=StateStorage(session))
+bot: Any = telebot.TeleBot(token, state_storage=StateStorage(session))
 bot.add_custom_filter(custom_filters.StateFilter(bot))
 bot.add_custom_filter(custom_filters.IsDigitFilter())
 
