@@ -277,7 +277,8 @@ class SQLPlace(Place):
         """As the administrator, each on its own."""
         import sqlalchemy as sa
 
-        engine = sa.create_engine(self.url, isolation_level="AUTOCOMMIT", poolclass=sa.pool.NullPool)
+        pool = sa.pool.NullPool
+        engine = sa.create_engine(self.url, isolation_level="AUTOCOMMIT", poolclass=pool)
         with engine.connect() as connection:
             for each in statements:
                 connection.exec_driver_sql(each)
