@@ -17,6 +17,7 @@ import telebot.storage
 from telebot import types
 
 from telesession import MemoryStore, keys, with_session
+from telesession.states import StateStorage
 from tests.benchmarks.contenders import BOT, TOKEN, Contender, Data, count, update_json
 
 logging.getLogger("TeleBot").setLevel(logging.CRITICAL)  # errors are collected, not printed
@@ -245,6 +246,13 @@ class RetrieveData(Bare):
     def get(self, user: int) -> Data:
         found: Data = self.bot.current_states.get_data(user, user, bot_id=self.bot.bot_id)
         return found
+
+
+class States(RetrieveData, Telesession):
+    """The same blocks on our sessions, by `StateStorage`."""
+
+    def storage(self) -> Any:
+        return StateStorage(with_session(store=self.store))
 
 
 class Floor(Bare):

@@ -78,6 +78,7 @@ class Contender:
 
 _TELESESSION = "blocking:Telesession"
 _RETRIEVE_DATA = "blocking:RetrieveData"
+_STATES = "blocking:States"
 _AIOGRAM = "asynchronous:Aiogram"
 _USER_DATA = "asynchronous:UserData"
 
@@ -88,6 +89,9 @@ CONTENDERS: dict[str, tuple[str, dict[str, Any]]] = {
     "telesession, SQLite": (_TELESESSION, {"kind": "sqlite"}),
     "telesession, SQLite, synchronous=NORMAL": (_TELESESSION, {"kind": "sqlite, normal"}),
     "telesession, PostgreSQL": (_TELESESSION, {"kind": "postgres"}),
+    "StateStorage, memory": (_STATES, {"kind": "memory"}),
+    "StateStorage, Redis": (_STATES, {"kind": "redis"}),
+    "StateStorage, SQLite": (_STATES, {"kind": "sqlite"}),
     "pyTelegramBotAPI, memory": (_RETRIEVE_DATA, {"kind": "memory"}),
     "pyTelegramBotAPI, pickle": (_RETRIEVE_DATA, {"kind": "pickle"}),
     "pyTelegramBotAPI, Redis": (_RETRIEVE_DATA, {"kind": "redis"}),

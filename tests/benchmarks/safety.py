@@ -13,7 +13,9 @@ from tests.benchmarks.measure import USER, Bench, Lines, Table
 from tests.benchmarks.process import Process
 
 SERVED = ["telesession, Redis", "telesession, SQLite", "telesession, PostgreSQL"]
-BLOCKING = ["telesession, memory", *SERVED, "pyTelegramBotAPI, memory"]
+STATES = ["StateStorage, Redis", "StateStorage, SQLite"]
+BLOCKING = ["telesession, memory", *SERVED, "StateStorage, memory", *STATES]
+BLOCKING += ["pyTelegramBotAPI, memory"]
 BLOCKING += ["pyTelegramBotAPI, pickle", "pyTelegramBotAPI, Redis"]
 ASYNCHRONOUS = ["aiogram, memory", "aiogram, memory, isolated", "aiogram, Redis"]
 ASYNCHRONOUS += ["aiogram, Redis, isolated", "python-telegram-bot, user_data"]
@@ -56,7 +58,7 @@ def kept(bench: Bench) -> Table:
 
 def processes(bench: Bench) -> Table:
     number, times = bench.pick((4, 100), (2, 10))
-    names = [*SERVED, "pyTelegramBotAPI, pickle", "pyTelegramBotAPI, Redis"]
+    names = [*SERVED, *STATES, "pyTelegramBotAPI, pickle", "pyTelegramBotAPI, Redis"]
     names += ["aiogram, Redis, isolated"]
     lines: Lines = {name: [] for name in names}
     ways = {"one by one": 0, "concurrent": 2}

@@ -33,6 +33,7 @@ from tests.benchmarks.places import Place
 IN_MEMORY: dict[str, list[str]] = {
     "telesession, memory": list(COLUMNS),
     "floor": [*SIZES, THREE],
+    "StateStorage, memory": [*SIZES, THREE],
     "pyTelegramBotAPI, memory": [*SIZES, THREE],
     "aiogram, memory": list(SIZES),
     "aiogram, memory, isolated": list(SIZES),
@@ -141,7 +142,8 @@ def counted(bench: Bench) -> Table:
 
 def on_redis(bench: Bench) -> Table:
     ours, trips = "telesession, Redis", "two round trips"
-    names = [ours, trips, "pyTelegramBotAPI, Redis", "aiogram, Redis", "aiogram, Redis, isolated"]
+    names = [ours, trips, "StateStorage, Redis", "pyTelegramBotAPI, Redis"]
+    names += ["aiogram, Redis", "aiogram, Redis, isolated"]
     lines = costs(bench, names, bench.pick(40, 5))
     with bench.contenders(names) as made:
         for name, contender in made.items():
@@ -190,7 +192,7 @@ def traffic(place: Place, contender: Contender, times: int = 20) -> list[float]:
 
 def on_disk(bench: Bench) -> Table:
     names = ["telesession, SQLite", "telesession, SQLite, synchronous=NORMAL"]
-    names += ["telesession, PostgreSQL", "pyTelegramBotAPI, pickle"]
+    names += ["telesession, PostgreSQL", "StateStorage, SQLite", "pyTelegramBotAPI, pickle"]
     lines = costs(bench, names, bench.pick(30, 3))
     others = bench.pick(1000, 50)
     with bench.contenders([*names, "bare pyTelegramBotAPI"]) as made:
