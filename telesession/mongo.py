@@ -72,8 +72,9 @@ class MongoStore(LeasingStore):
 
     The collection needs no preparation. It may be sharded on ``_id``. Where its collation takes two
     sessions' names as equal, the second is refused. The client's user needs the role ``readWrite``.
-    Amazon DocumentDB and Azure Cosmos DB are not promised to work: nothing that we know of says
-    that they take pipelines in updates.
+    The tests run on SecantusDB, where what the documentation and the source of MongoDB 5.0 to 8
+    refuse is refused as well, not on MongoDB itself. Amazon DocumentDB and Azure Cosmos DB are not
+    promised to work: nothing that we know of says that they take pipelines in updates.
 
     Args:
         collection: a ``pymongo.collection.Collection``.
@@ -127,6 +128,8 @@ class MongoStore(LeasingStore):
         if name in stale:
             held = [["$lease.token", _BEAT], [{"$literal": part} for part in stale[name]]]
             free.append({"$eq": held})
+        # A late copy of this request does not lease again what was let go of. A replica set sees to
+        # that itself where the client retries writes, by their transaction numbers.
         request = secrets.token_hex(4)
         lease = _if(
             {"$and": [{"$ne": ["$released.request", request]}, {"$or": free}]},
@@ -251,7 +254,10 @@ def _is(field: str, kind: str) -> dict[str, Any]:
 
 
 def _is_over(field: str) -> dict[str, Any]:
-    """Whether a date has passed; so has one that isn't there."""
+    """Whether a date has passed; so has one that isn't there.
+
+    As numbers, since SecantusDB takes ``$$NOW`` to be equal to every date.
+    """
     return {"$lte": [{"$toLong": field}, {"$toLong": "$$NOW"}]}
 
 
