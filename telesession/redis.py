@@ -101,7 +101,8 @@ class RedisStore(LeasingStore):
         per_process(self, RedisStore._reset)
 
     def _reset(self) -> None:
-        self._numbers = itertools.count(secrets.randbits(48))  # unlike those of other processes
+        # of 15 digits each, and unlike those of other processes
+        self._numbers = itertools.count(10**14 + secrets.randbelow(8 * 10**14))
         self._close_own()  # a forked child would share it with its parent
 
     @property
@@ -127,8 +128,8 @@ class RedisStore(LeasingStore):
             data = self._data(name)
             keys += data, data + _LEASE, data + _done(token)
         over = [" ".join(stale.get(name, ())) for name in names] if stale else ()
-        asked = token, self._milliseconds, int(waited > 0), *over
-        place, *found = self._call(_ACQUIRE, keys, *asked)
+        asked = self._milliseconds, "!" if waited else "", *over
+        place, *found = self._call(_ACQUIRE, token, keys, *asked)
         if place:
             holder, _, beat = found[0].decode().partition(" ")
             raise Held(names[place - 1], holder, beat)
@@ -136,27 +137,27 @@ class RedisStore(LeasingStore):
 
     def renew(self, names: Sequence[str], token: str) -> bool:
         keys = [self._data(name) + _LEASE for name in names]
-        return bool(self._call(_RENEW, keys, token, self._milliseconds)[0])
+        return bool(self._call(_RENEW, token, keys, self._milliseconds)[0])
 
     def write(
         self, names: Sequence[str], token: str, changes: Sequence[Change], *, release: bool = True
     ) -> bool:
         planned = {name: (payload, ttl) for name, payload, ttl in changes}
         keys: list[bytes] = []
-        arguments: list[bytes | str | int] = []
+        arguments: list[bytes | str | int] = [_REMEMBERED if release else ""]
         for name in names:
             data = self._data(name)
             keys += data, data + _LEASE, data + _WAKE, data + _done(token)
-            payload, ttl = planned.get(name, ("", None))
             if name not in planned:
-                arguments += "", "", ""
-            elif payload is None:
-                arguments += "del", "", ""
+                arguments += "", ""
+                continue
+            payload, ttl = planned[name]
+            if payload is None:
+                arguments += "del", ""
             else:
-                arguments += "set", compose(payload, None).encode()
-                arguments.append("" if ttl is None else milliseconds(ttl))
-        remembered = _REMEMBERED if release else ""
-        return bool(self._call(_WRITE, keys, token, remembered, *arguments)[0])
+                arguments.append("never" if ttl is None else milliseconds(ttl))
+                arguments.append(compose(payload, None).encode())
+        return bool(self._call(_WRITE, token, keys, *arguments)[0])
 
     def wait(self, name: str, limit: float, waited: float) -> None:
         timeout = self._pool.connection_kwargs.get("socket_timeout") or _LONGEST_WAIT * 2
@@ -191,7 +192,7 @@ class RedisStore(LeasingStore):
     def peek(self, name: str) -> Payload | None:
         """What is stored of a session, without a lease."""
         key = self._data(name)
-        return _payloads([name], self._call(_ASK, [key], "GET", key))[0]
+        return _payloads([name], self._call(_ASK, "", [key], "GET", key))[0]
 
     def refused(self, error: Exception) -> bool:
         kinds = {kind.__name__ for kind in type(error).__mro__}
@@ -214,7 +215,7 @@ class RedisStore(LeasingStore):
             cursor = b"0"
             while True:
                 asked = "SCAN", cursor, "MATCH", pattern, "COUNT", _PAGE
-                ((cursor, keys),) = self._call(_ASK, [], *asked, **where)
+                ((cursor, keys),) = self._call(_ASK, "", [], *asked, **where)
                 yield from keys
                 if cursor == b"0":
                     break
@@ -223,22 +224,27 @@ class RedisStore(LeasingStore):
         return f"{self.prefix}{{{name}}}".encode()
 
     def _call(
-        self, script: _Script, keys: Sequence[bytes], *arguments: bytes | str | int, **where: Any
+        self,
+        script: _Script,
+        token: str,
+        keys: Sequence[bytes],
+        *arguments: bytes | str | int,
+        **where: Any,
     ) -> list[Any]:
-        """What a script answers, behind the number of this request, which it gives back.
+        """What a script answers, behind what tells this request from others, which it gives back.
 
         An exception out of a signal handler can leave an answer unread on a connection, and the
         client then takes it for that to the next request.
         """
-        number = next(self._numbers)
-        asked = len(keys), *keys, number, *arguments
+        request = f"{token} {next(self._numbers)}".encode()
+        asked = len(keys), *keys, request, *arguments
         try:
             answer = self._send("EVALSHA", script.sha, *asked, **where)
         except Exception as error:
             if type(error).__name__ != "NoScriptError":
                 raise
             answer = self._send("EVAL", script.text, *asked, **where)
-        if isinstance(answer, list) and answer[:1] == [b"%d" % number]:
+        if isinstance(answer, list) and answer[:1] == [request]:
             return answer[1:]
         self._close_idle()
         raise ConnectionError("the client gave the answer to another request")

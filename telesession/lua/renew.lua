@@ -1,22 +1,22 @@
 -- Have leases last: all of them, or none.
 --
 -- KEYS    one for each session: its lease (see acquire.lua)
--- ARGV    1: the number of this request
---         2: the token of their holder
---         3: how long they last from now, in milliseconds
--- Returns an array: the number of this request, and 1, or 0 if one of the leases is over.
-local number, token, milliseconds = ARGV[1], ARGV[2], ARGV[3]
+-- ARGV    1: the token of their holder, a blank, and the number of this request
+--         2: how long they last from now, in milliseconds
+-- Returns an array: ARGV[1], and 1, or 0 if one of the leases is over.
+local request, milliseconds = ARGV[1], ARGV[2]
+local token, number = string.sub(request, 1, -16), string.sub(request, -15)
 
 local renewed = {}
-for i, lease in ipairs(KEYS) do
-  local holder, since, waited =
-    string.match(redis.call('GET', lease) or '', '^(%S+) (%d+) %d+(!?)$')
-  if holder ~= token then
-    return {number, 0}
+for i, key in ipairs(KEYS) do
+  local lease = redis.call('GET', key) or ''
+  if string.sub(lease, 1, #token) ~= token then
+    return {request, 0}
   end
-  renewed[i] = token .. ' ' .. since .. ' ' .. number .. waited
+  local flag = string.sub(lease, -1) == '!' and '!' or ''
+  renewed[i] = string.sub(lease, 1, #request) .. ' ' .. number .. flag
 end
-for i, lease in ipairs(KEYS) do
-  redis.call('SET', lease, renewed[i], 'PX', milliseconds)
+for i, key in ipairs(KEYS) do
+  redis.call('SET', key, renewed[i], 'PX', milliseconds)
 end
-return {number, 1}
+return {request, 1}

@@ -3,73 +3,67 @@
 --
 -- KEYS    four for each session: its data, its lease (see acquire.lua), the list that wakes who
 --         waits for it, and what tells that the token let go of it
--- ARGV    1: the number of this request
---         2: the token of the leases' holder
---         3: for how many milliseconds it is known that the token let go, or "" to keep the leases
---         then three for each session:
---         what to do: "set", "del", or "" to leave it as it is
+-- ARGV    1: the token of the leases' holder, a blank, and the number of this request
+--         2: for how many milliseconds it is known that the token let go, or "" to keep the leases
+--         then two for each session:
+--         in how many milliseconds it expires, or "never"; "del" to remove it, "" to leave it
 --         its new data
---         in how many milliseconds it expires, "" for never
--- Returns an array: the number of this request, and 1, or 0 if the token lost one of the leases.
+-- Returns an array: ARGV[1], and 1, or 0 if the token lost one of the leases.
 --
 -- That a token let go is told by the number of the request by which it did; it is negative where
 -- the token did not have the lease.
-local number, token, remembered = ARGV[1], ARGV[2], ARGV[3]
-local release = remembered ~= ''
-local sessions = #KEYS / 4
+local request, remembered = ARGV[1], ARGV[2]
+local token, number = string.sub(request, 1, -16), string.sub(request, -15)
 
-local states, waited, changes = {}, {}, 0
-local count = {held = 0, done = 0, late = 0, lost = 0}
+local held, done, late = {}, {}, {}
+local missing, over, changes = 0, 0, false
 for i = 1, #KEYS, 4 do
-  local holder, since, flag =
-    string.match(redis.call('GET', KEYS[i + 1]) or '', '^(%S+) (%d+) %d+(!?)$')
-  local state = 'lost'
-  if holder == token then
-    state = tonumber(since) > tonumber(number) and 'late' or 'held'
-  elseif tonumber(redis.call('GET', KEYS[i + 3]) or 0) > 0 then
-    state = 'done'
+  local lease = redis.call('GET', KEYS[i + 1]) or ''
+  local mine = string.sub(lease, 1, #token) == token
+  late[i] = mine and string.sub(lease, #token + 1, #request) > number
+  if mine and not late[i] then
+    held[i] = lease
+  else
+    missing = missing + 1
+    done[i] = late[i] or tonumber(redis.call('GET', KEYS[i + 3]) or 0) > 0
+    over = over + (done[i] and 1 or 0)
   end
-  states[i], waited[i], count[state] = state, flag == '!', count[state] + 1
-  if ARGV[3 * (i - 1) / 4 + 4] ~= '' then
-    changes = changes + 1
-  end
+  changes = changes or ARGV[(i + 5) / 2] ~= ''
 end
-if count.held < sessions and (changes > 0 or not release) then
-  return {number, count.done + count.late == sessions and 1 or 0}
+if missing > 0 and (changes or remembered == '') then
+  return {request, over == #KEYS / 4 and 1 or 0}
 end
 
 -- What takes memory first of all, since a server that is out of it refuses a script's first write
 -- only.
 for i = 1, #KEYS, 4 do
-  local argument = 3 * (i - 1) / 4 + 4
-  local action, data, milliseconds = ARGV[argument], ARGV[argument + 1], ARGV[argument + 2]
-  if action == 'set' and milliseconds ~= '' then
-    redis.call('SET', KEYS[i], data, 'PX', milliseconds)
-  elseif action == 'set' then
+  local expiry, data = ARGV[(i + 5) / 2], ARGV[(i + 7) / 2]
+  if expiry == 'never' then
     redis.call('SET', KEYS[i], data)
+  elseif expiry ~= '' and expiry ~= 'del' then
+    redis.call('SET', KEYS[i], data, 'PX', expiry)
   end
 end
 for i = 1, #KEYS, 4 do
-  if ARGV[3 * (i - 1) / 4 + 4] == 'del' then
+  if ARGV[(i + 5) / 2] == 'del' then
     redis.call('DEL', KEYS[i])
   end
 end
 
-if release then
-  for i, state in pairs(states) do
-    local lease, wake = KEYS[i + 1], KEYS[i + 2]
-    if state == 'held' then
-      redis.call('DEL', lease)
-    end
-    if state == 'held' and waited[i] then
+for i = 1, remembered ~= '' and #KEYS or 0, 4 do
+  if held[i] then
+    redis.call('DEL', KEYS[i + 1])
+    if string.sub(held[i], -1) == '!' then
+      local wake = KEYS[i + 2]
       if redis.call('EXISTS', wake) == 0 then
         redis.call('RPUSH', wake, '') -- the server wakes who has waited longest
       end
       redis.call('PEXPIRE', wake, 1000) -- nobody may be there any more
     end
-    if state ~= 'late' then
-      redis.call('SET', KEYS[i + 3], state == 'lost' and '-' .. number or number, 'PX', remembered)
-    end
+  end
+  if not late[i] then
+    local mark = (held[i] or done[i]) and number or '-' .. number
+    redis.call('SET', KEYS[i + 3], mark, 'PX', remembered)
   end
 end
-return {number, count.lost == 0 and 1 or 0}
+return {request, over == missing and 1 or 0}
