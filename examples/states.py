@@ -14,7 +14,7 @@ from typing import Any
 import sqlalchemy
 import telebot
 from telebot import custom_filters
-from telebot.handler_backends import State, StatesGroup  # type: ignore[attr-defined]
+from telebot.handler_backends import State, StatesGroup
 
 from telesession import terminal, with_session
 from telesession.sql import SQLStore

@@ -15,6 +15,8 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -381,3 +383,123 @@ def unavailable(reason: str) -> NoReturn:
     if os.environ.get("CI") == "true":
         pytest.fail(f"{reason}, and CI runs every test")
     pytest.skip(reason)
+
+
+class Wire:
+    """Where a server can be reached for all that a test does to the network on the way there.
+
+    Each connection goes to where the name pointed when it was made, as behind a DNS name.
+    """
+
+    def __init__(self, target: "int | str") -> None:
+        self.target = target  #: a port of loopback, or the path of a socket
+        self.cut = False  #: whether the next answer is lost, and its connection with it
+        self.flows = threading.Event()  #: set while answers come through
+        self.flows.set()
+        self._threads: list[threading.Thread] = []
+        self._ends: list[socket.socket] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        self._run(self._accept)
+
+    def close(self) -> None:
+        self.flows.set()
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # which ends `accept`
+        self._listener.close()
+        for end in self._ends:
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join(STARTUP)
+
+    def _run(self, work: Callable[..., None], *args: Any) -> None:
+        thread = threading.Thread(target=work, args=args, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                try:
+                    server = self._connect()
+                except OSError:
+                    client.close()
+                    continue
+                self._ends += client, server
+                self._run(self._pump, client, server, False)
+                self._run(self._pump, server, client, True)
+
+    def _connect(self) -> socket.socket:
+        if isinstance(self.target, int):
+            return socket.create_connection(("127.0.0.1", self.target))
+        server = socket.socket(socket.AF_UNIX)
+        try:
+            server.connect(self.target)
+        except OSError:
+            server.close()
+            raise
+        return server
+
+    def _pump(self, source: socket.socket, sink: socket.socket, answers: bool) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                if answers:
+                    if self.cut:
+                        self.cut = False
+                        break
+                    self.flows.wait(STARTUP)
+                sink.sendall(data)
+        for end in (source, sink):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+        source.close()
+
+
+class ServerClock:
+    """A clock for processes of their own, which a test can set; the test's isn't touched."""
+
+    def __init__(self, file: Path, library: Path) -> None:
+        self._file = file
+        self._library = library
+        self.step(0)
+
+    def step(self, seconds: float) -> None:
+        """Set it to so many seconds from the true time."""
+        new = self._file.with_suffix(".new")
+        new.write_text(f"{seconds:+}")
+        new.chmod(0o644)
+        new.replace(self._file)  # in one step, since it is read at any time
+
+    @contextmanager
+    def kept(self, *, by_sqlite: bool = False) -> Iterator[None]:
+        """Have processes that are started meanwhile keep it, except for their monotonic one.
+
+        Not by workers, whose `time.sleep` fails under libfaketime; `by_sqlite` is for those.
+        """
+        own = {"FAKETIME_TIMESTAMP_FILE": str(self._file)}
+        if not by_sqlite:
+            own |= {
+                "LD_PRELOAD": str(self._library),
+                "FAKETIME_NO_CACHE": "1",
+                "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+                "DONT_FAKE_MONOTONIC": "1",
+            }
+        os.environ.update(own)
+        try:
+            yield
+        finally:
+            for name in own:
+                del os.environ[name]
+
+
+@contextmanager
+def server_clock() -> Iterator[ServerClock]:
+    """A clock that a test can set, by libfaketime."""
+    libraries = sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
+    if not libraries:
+        unavailable("libfaketime is not installed")
+    with tempfile.TemporaryDirectory(prefix="telesession-") as directory:
+        os.chmod(directory, 0o755)  # PostgreSQL runs as another user
+        yield ServerClock(Path(directory, "clock"), libraries[0])

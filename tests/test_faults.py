@@ -16,14 +16,17 @@ import tempfile
 import textwrap
 import threading
 import time
+import urllib.parse
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
 
-from telesession import MemoryStore, SessionError, _locks, with_session
+from telesession import JSON, MemoryStore, SessionError, _locks, with_session
 from tests import servers
+from tests.interrupts import Interrupt, Interrupting
 from tests.stores import TIMEOUT, found, message, put
 from tests.worker import ROOT, Worker, connect
 
@@ -49,6 +52,12 @@ FAULTS = {
     "slow": "the server does not answer for longer than the lease: before a handler; in the middle",
     "full": "memory or disk is full: what does not fit; the next update, which would",
     "read-only": "the server becomes read-only in the middle of a handler; the next update",
+    "retry": "the answer to a save is lost, and the client's connection with it",
+    "clock-back": "the bot's process is killed in a handler, and the clock steps back an hour",
+    "clock-forward": "the clock steps forward an hour in the middle of a handler; and others come",
+    "failover": "another server takes over behind the same name; the next updates",
+    "fork": "the process forks after it used the store",
+    "interrupt": "an exception out of a signal handler between a command and its answer",
 }
 
 
@@ -64,6 +73,11 @@ LOST = _error("save refused", "SessionLost")
 FREE = "nothing saved is lost; the next update waits for *lease* at most"
 FORGETS = "saved, and the session least recently used is gone, see ``maxsize``"
 NO_SERVER = "has no server"
+UNMOVED = "nothing: its clock can't be set"
+ONCE = "saved once"
+UNKNOWN = "``SessionStoreError``, which says that it is not known"
+WAITS = "the next update waits for *lease* at most"
+OWN = "each user's updates find what is theirs"
 
 #: What the test of a cell observes, in its words; or why there is no test, after "not tested".
 MATRIX: dict[str, dict[str, str]] = {
@@ -103,6 +117,33 @@ MATRIX: dict[str, dict[str, str]] = {
         "mariadb": f"{REFUSED}; {NOT_RUN}",
         "mongo": "not tested: there is no MongoDB here with a secondary",
     },
+    "retry": {
+        "memory": NO_SERVER,
+        "redis": ONCE,
+        "sqlite": NO_SERVER,
+        "postgres": f"{ONCE}, or {UNKNOWN}",
+        "mariadb": f"{ONCE}, or {UNKNOWN}",
+        "mongo": f"{ONCE}, or {UNKNOWN}",
+    },
+    "clock-back": {"memory": UNMOVED, **dict.fromkeys(list(STORES)[1:], WAITS)},
+    "clock-forward": {
+        "memory": UNMOVED,
+        "redis": f"{LOST}; {LOST}",
+        **dict.fromkeys(list(STORES)[2:], f"{SAVED}; {LOST}"),
+    },
+    "failover": {
+        "memory": NO_SERVER,
+        "redis": f"{NOT_RUN}; {SAVED}",
+        "sqlite": NO_SERVER,
+        "postgres": f"{NOT_RUN}; {SAVED}",
+        "mariadb": "not tested: its administrator may write where it is read-only",
+        "mongo": "not tested: there is no MongoDB here with a secondary",
+    },
+    "fork": {
+        "memory": "saved, by each process for itself",
+        **dict.fromkeys(list(STORES)[1:], "saved, by both processes"),
+    },
+    "interrupt": dict.fromkeys(STORES, OWN),
 }
 
 NOTES = """\
@@ -213,6 +254,15 @@ class Place:
     def store(self, stack: contextlib.ExitStack, lease: float = LEASE) -> Any:
         raise NotImplementedError
 
+    def behind(self, stack: contextlib.ExitStack) -> tuple["Place", servers.Wire | None]:
+        """The same place behind a wire, if it has one."""
+        return self, None
+
+    def demote(self, stack: contextlib.ExitStack) -> None:
+        """Have it take nothing any more, as a server does after a failover, until the end."""
+        self.forbid(None)
+        stack.callback(self.allow, None)
+
     def shrink(self, store: Any, stack: contextlib.ExitStack) -> None:
         """Have it on a small disk until the end of ``stack``, if it can't be filled later."""
 
@@ -231,6 +281,8 @@ class Place:
 
 
 class RedisPlace(Place):
+    retries = 0
+
     def store(self, stack, lease=LEASE):
         import redis
         from redis.backoff import NoBackoff
@@ -238,10 +290,28 @@ class RedisPlace(Place):
 
         from telesession.redis import RedisStore
 
-        once = {"socket_timeout": CLIENT_TIMEOUT, "retry": Retry(NoBackoff(), 0)}
+        once = {"socket_timeout": CLIENT_TIMEOUT, "retry": Retry(NoBackoff(), self.retries)}
         return RedisStore(
             stack.enter_context(redis.Redis(port=self.server.port, **once)), lease=lease
         )
+
+    def behind(self, stack):
+        wire = servers.Wire(self.server.port)
+        stack.callback(wire.close)
+        return RedisPlace(f"redis://127.0.0.1:{wire.port}", SimpleNamespace(port=wire.port)), wire
+
+    def demote(self, stack):
+        import redis
+
+        with redis.Redis(port=self.server.port) as client:
+            client.replicaof("127.0.0.1", 1)
+        stack.callback(self._promote)
+
+    def _promote(self):
+        import redis
+
+        with redis.Redis(port=self.server.port) as client:
+            client.replicaof("NO", "ONE")
 
     def fill(self, store):
         store.client.config_set("maxmemory", 1)
@@ -338,6 +408,14 @@ class PostgresPlace(SQLPlace):
         process = self.server.process
         return [each.pid for each in (process, *process.children(recursive=True))]
 
+    def behind(self, stack):
+        parts = urllib.parse.urlsplit(self.url)
+        directory = urllib.parse.parse_qs(parts.query)["host"][0]
+        wire = servers.Wire(f"{directory}/.s.PGSQL.5432")
+        stack.callback(wire.close)
+        url = f"postgresql+psycopg://postgres@127.0.0.1:{wire.port}/postgres?sslmode=disable"
+        return PostgresPlace(url, self.server), wire
+
     def shrink(self, store, stack):
         self.disk = directory = small_disk(stack, self.server.process.uids().real)
         self.execute(f"CREATE TABLESPACE small LOCATION '{directory}'")
@@ -375,6 +453,11 @@ class MariaDBPlace(SQLPlace):
         "connect_args": {"read_timeout": CLIENT_TIMEOUT, "connect_timeout": CLIENT_TIMEOUT}
     }
 
+    def behind(self, stack):
+        wire = servers.Wire(self.server.port)
+        stack.callback(wire.close)
+        return MariaDBPlace(self.url.replace(f":{self.server.port}/", f":{wire.port}/")), wire
+
     def shrink(self, store, stack):
         self.disk = directory = small_disk(stack, os.getuid())
         stack.callback(self.execute, "DROP TABLE telesession")
@@ -401,6 +484,11 @@ class MariaDBPlace(SQLPlace):
 
 
 class MongoPlace(Place):
+    def behind(self, stack):
+        wire = servers.Wire(self.server.port)
+        stack.callback(wire.close)
+        return MongoPlace(self.url.replace(f":{self.server.port}/", f":{wire.port}/")), wire
+
     def store(self, stack, lease=LEASE):
         import pymongo
 
@@ -519,6 +607,7 @@ class User:
         self.property = property
         self.saved = 0
         self.unsure = False  #: whether the last save may have been done, as its error said
+        self.error: SessionError | None = None
         self.stack = stack
         self.use(place.store(stack))
 
@@ -542,6 +631,7 @@ class User:
             handler(message())
         except SessionError as error:
             self.unsure = self.unsure or "is not known" in str(error)
+            self.error = error
             return _error("save refused" if ran else "handler not run", type(error).__name__)
         self.unsure = False
         self.saved += 1
@@ -755,6 +845,265 @@ def test_read_only(place, user, expected):
         place.allow(user.store)
     assert "; ".join(outcomes) == expected
     user.goes_on()
+
+
+@pytest.fixture
+def wired(place, request):
+    """A user of the place behind a wire, if there is one; who has been there once."""
+    with contextlib.ExitStack() as stack:
+        place, wire = place.behind(stack)
+        if isinstance(place, RedisPlace):
+            place.retries = 3  # redis-py has some by default
+        property = request.function.__name__.removeprefix("test_")
+        user = User(place, property, stack)
+        user.use(place.store(stack, lease=10))
+        user.wire = wire
+        assert user.sends() == SAVED
+        yield user
+
+
+@cells("retry")
+def test_retry(place, wired, expected):
+    """6.3, 6.4 The server has done what was asked; what is said of it is true."""
+
+    def cut(session):
+        wired.wire.cut = True
+
+    name = f"{wired.property}:42:42"
+    outcome = None
+    try:
+        outcome = wired.sends(cut)
+    finally:
+        stored = JSON.loads(wired.store.peek(name))["n"]
+    if outcome == SAVED:
+        assert stored == wired.saved
+    else:
+        assert outcome == REFUSED
+        assert "is not known" in str(wired.error)
+        assert stored in (wired.saved, wired.saved + 1)
+        wired.saved = stored
+    assert (ONCE if outcome == SAVED else UNKNOWN) in expected
+    wired.goes_on()
+
+
+@pytest.fixture(scope="module")
+def clocked_places(tmp_path_factory):
+    """As `places`, but with a clock that the test sets."""
+    with contextlib.ExitStack() as stack:
+        made = {}
+
+        def place(name):
+            if name not in made:
+                clock = stack.enter_context(servers.server_clock())
+                with clock.kept():
+                    opened = PLACES[name](tmp_path_factory.mktemp(name))
+                    made[name] = stack.enter_context(opened), clock
+            return made[name]
+
+        yield place
+
+
+@pytest.fixture
+def clocked(request, clocked_places):
+    place, clock = clocked_places(request.param)
+    clock.step(0)
+    return place, clock
+
+
+def clocked_cells(fault):
+    """As `cells`, for the places with a clock."""
+    mark = cells(fault)
+    return pytest.mark.parametrize(("clocked", "expected"), mark.args[1], indirect=["clocked"])
+
+
+@contextlib.contextmanager
+def holder(place, clock, lease, seconds):
+    """A process that has the session."""
+    with clock.kept(by_sqlite=True):  # where the store is a file, that is the clock that counts
+        worker = Worker(place.url, "hold", lease, seconds)
+    with worker:
+        assert worker.read() == "ready"
+        worker.go()
+        yield worker
+
+
+@clocked_cells("clock-back")
+def test_clock_back(clocked, expected):
+    """6.4 It blocks nobody for longer than a lease."""
+    place, clock = clocked
+    with holder(place, clock, LEASE, 60) as dies:
+        assert dies.read() == "inside"
+        clock.step(-3600)
+        dies.process.kill()
+        dies.process.wait(TIMEOUT)
+        start = time.monotonic()
+        with holder(place, clock, LEASE, 0) as waits:
+            assert waits.read() == "inside"
+            assert time.monotonic() - start < LEASE + 2 * SLACK  # and it has to start
+            assert waits.read() == "saved"
+    assert expected == WAITS
+
+
+@clocked_cells("clock-back")
+def test_clock_back_beside_a_live_one(clocked, expected):
+    """6.4 A handler that goes on is not robbed by that."""
+    place, clock = clocked
+    with holder(place, clock, LEASE, 3 * LEASE) as has:
+        assert has.read() == "inside"
+        clock.step(-3600)
+        with holder(place, clock, LEASE, 0) as waits:
+            assert has.read() == "saved"
+            assert [waits.read(), waits.read()] == ["inside", "saved"]
+    assert expected == WAITS
+
+
+@clocked_cells("clock-forward")
+def test_clock_forward(clocked, expected):
+    """6.4 It may cost the update that runs meanwhile, and never lets two in."""
+    place, clock = clocked
+    outcomes = []
+    for others in (False, True):
+        clock.step(0)
+        with holder(place, clock, 10, 1.5) as has:
+            assert has.read() == "inside"
+            clock.step(3600)
+            if others:
+                with holder(place, clock, 10, 0) as comes:
+                    assert [comes.read(), comes.read()] == ["inside", "saved"]
+            said = has.read()
+        outcomes.append(SAVED if said == "saved" else _error("save refused", said))
+    assert "; ".join(outcomes) == expected
+
+
+@pytest.mark.parametrize("fault", ["clock-back", "clock-forward"])
+def test_memory_and_the_clock(fault, monkeypatch):
+    """What expires does so when it should."""
+    before, hour = time.time, -3600 if fault == "clock-back" else 3600
+    session = with_session(store=MemoryStore(), ttl=60)
+    with session.open(key=1) as data:
+        data["n"] = 1
+        monkeypatch.setattr(time, "time", lambda: before() + hour)
+    assert session.peek(key=1) == {"n": 1}
+    assert MATRIX[fault]["memory"] == UNMOVED
+
+
+@cells("failover")
+def test_failover(place, wired, expected, tmp_path):
+    """6.4 The server that was demoted is left at the first error."""
+    name = _name(place)
+    with contextlib.ExitStack() as stack:
+        other = stack.enter_context(PLACES[name](tmp_path))
+        place.demote(stack)
+        _, aside = other.behind(stack)
+        wired.wire.target = aside.target
+        outcomes = [wired.sends()]
+        wired.saved = 0  # the other server has nothing
+        outcomes.append(wired.sends())
+    assert "; ".join(outcomes) == expected
+
+
+def _name(place):
+    return {RedisPlace: "redis", PostgresPlace: "postgres"}[type(place)]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+@cells("fork")
+def test_fork(place, expected):
+    """6.4 It works in parent and child."""
+    with connect(place.url, lease=LEASE) as store:
+        put({}, store=store)
+        with Worker(place.url, "fork", LEASE, 0) as forks:
+            assert forks.read() == "ready"
+            forks.go()
+            said = sorted(forks.read() for _ in range(5))
+        assert said == ["inside"] * 3 + ["saved"] * 2
+        assert found(store=store) == {"n": 3}
+    assert expected == "saved, by both processes"
+
+
+_FORKS = """
+import os
+from telesession import with_session
+from tests.stores import message
+
+@with_session
+def handler(message):
+    n = message.session["n"] = message.session.get("n", 0) + 1
+    print(n, flush=True)
+
+handler(message())
+child = os.fork()
+handler(message())
+if child:
+    os.waitpid(child, 0)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_memory_fork():
+    done = subprocess.run(
+        [sys.executable, "-c", _FORKS], cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT
+    )
+    assert (done.stdout.split(), done.returncode) == (["1", "2", "2"], 0), done.stderr
+    assert MATRIX["fork"]["memory"] == "saved, by each process for itself"
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="there are no timers on Windows")
+@cells("interrupt")
+def test_interrupt(place, wired, expected):
+    """6.4 An answer that belongs to another request is never taken for ours."""
+    assert _interrupted(wired.store, wired.wire) == expected
+
+
+def test_memory_interrupt():
+    assert _interrupted(MemoryStore(), None) == MATRIX["interrupt"]["memory"]
+
+
+def _interrupted(store, wire):
+    """Updates of some users, of which every third is interrupted, and what they find."""
+    session = with_session(property="interrupt", store=store, lock_timeout=3 * LEASE)
+    counts = dict.fromkeys(range(6), 0)
+    for user in counts:
+        with session.open(key=user) as data:
+            data.update(user=user, n=0)
+    hit = 0
+    for number in range(12):
+        user = number % 3
+        try:
+            with _interruption(wire, number), session.open(key=user) as data:
+                data["n"] += 1
+        except (Interrupt, SessionError):
+            hit += 1
+        for other in (3, 4, 5):  # whose sessions are not leased
+            with session.open(key=other) as data:
+                assert (data["user"], data["n"]) == (other, counts[other])
+                data["n"] += 1
+            counts[other] += 1
+    assert hit > 6
+    return OWN
+
+
+@contextlib.contextmanager
+def _interruption(wire, number):
+    """An exception in the middle: while an answer is on its way, or at one of our lines."""
+    if wire is None:
+        with Interrupting(7 + 5 * number):
+            yield
+        return
+
+    def ring(*_):
+        raise Interrupt
+
+    before = signal.signal(signal.SIGALRM, ring)
+    wire.flows.clear()
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        # Late, so that the answer comes when the next one is waited for.
+        threading.Timer(0.05, wire.flows.set).start()
 
 
 if __name__ == "__main__":

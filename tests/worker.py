@@ -50,8 +50,20 @@ def connect(url: str, **options: Any) -> Iterator[Any]:
         from telesession.sql import SQLStore
 
         engine = sa.create_engine(url, pool_size=16)
+        if scheme == "sqlite" and "FAKETIME_TIMESTAMP_FILE" in os.environ:
+            sa.event.listen(engine, "connect", _step)
         yield SQLStore(engine, **options)
         engine.dispose()
+
+
+def _step(connection: Any, record: Any) -> None:
+    """Give SQLite the clock that `servers.ServerClock` sets."""
+    file = Path(os.environ["FAKETIME_TIMESTAMP_FILE"])
+
+    def now(_: str) -> float:
+        return (time.time() + float(file.read_text())) / 86400 + 2440587.5
+
+    connection.create_function("julianday", 1, now)
 
 
 class Worker:
@@ -165,7 +177,7 @@ def hold(url: str, lease: str, seconds: str) -> None:
     """Have the session of user 42 for so many seconds, and say so; then say how that went."""
     with connect(url, lease=float(lease)) as store:
 
-        @with_session(store=store)
+        @with_session(store=store, lock_timeout=10)
         def handler(update: Any) -> None:
             update.session["held"] = update.session.get("held", 0) + 1
             say("inside")
