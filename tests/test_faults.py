@@ -1,12 +1,11 @@
 """6.3, 6.4 What a user gets when something fails: the table of faults, each cell a test.
 
 ``pytest tests/test_faults.py -k "full and redis"`` runs one cell. `MATRIX` says what its test has
-to see, and the README's table is made of it: ``python -m tests.test_faults --write README.rst``.
+to see, and ``tests/faults.rst`` is made of it: ``python -m tests.test_faults --write``.
 """
 
 import contextlib
 import os
-import re
 import secrets
 import signal
 import sqlite3
@@ -163,9 +162,19 @@ Clients of Redis, MariaDB and MongoDB have a timeout in these tests; psycopg has
 """
 
 
+HEAD = [
+    "Fault by fault",
+    "==============",
+    "",
+    "What an update gets when something fails, for each store; ``tests/test_faults.py`` makes this",
+    "page of what it tests.",
+    "",
+]
+
+
 def table() -> str:
-    """The README's table, as reStructuredText."""
-    lines = [".. list-table::", "   :header-rows: 1", ""]
+    """What ``tests/faults.rst`` says."""
+    lines = [*HEAD, ".. list-table::", "   :header-rows: 1", ""]
     rows = [["", *STORES.values()]]
     for fault, what in FAULTS.items():
         rows.append([what, *(MATRIX[fault][store] for store in STORES)])
@@ -183,19 +192,12 @@ def table() -> str:
     return "\n".join(lines) + "\n\n" + NOTES
 
 
-_BLOCK = re.compile(r"(^\.\. begin faults\n\n).*?(^\.\. end faults$)", re.M | re.S)
+PAGE = ROOT / "tests" / "faults.rst"
 
 
-def test_readme():
-    """The README shows this table, and no other."""
-    text = (ROOT / "README.rst").read_text(encoding="utf-8")
-    if ".. begin faults" not in text:
-        pytest.skip("README.rst has no '.. begin faults' yet")
-    block = _BLOCK.search(text)
-    assert block, "README.rst has no '.. end faults'"
-    assert block[0] == f"{block[1]}{table()}\n{block[2]}", (
-        "run python -m tests.test_faults --write README.rst"
-    )
+def test_page():
+    """``tests/faults.rst`` shows this table, and no other."""
+    assert PAGE.read_text(encoding="utf-8") == table(), "run python -m tests.test_faults --write"
 
 
 def test_matrix_is_whole():
@@ -1107,13 +1109,7 @@ def _interruption(wire, number):
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--write"]:
-        readme = Path(sys.argv[2])
-        text, number = _BLOCK.subn(
-            lambda block: f"{block[1]}{table()}\n{block[2]}", readme.read_text(encoding="utf-8")
-        )
-        if not number:
-            sys.exit(f"{readme} has no '.. begin faults' and '.. end faults'")
-        readme.write_text(text, encoding="utf-8")
+    if sys.argv[1:] == ["--write"]:
+        PAGE.write_text(table(), encoding="utf-8")
     else:
         print(table())
