@@ -97,7 +97,8 @@ class Form:
     in the middle (with the same store and key), the one that asked last gets the answers, and the
     other one asks again when that is over. What Telegram sends twice, after a crash, counts once;
     an album counts as its first message; what is edited counts as it was. If a question can't be
-    sent, the error is raised, and it is asked again at whatever the user does next.
+    sent, the error is raised, and it is asked again at whatever the user does next. A process that
+    is killed after it has sent a question, before that is saved, leaves the form at the one before.
 
     Args:
         bot: whose handlers these are.
