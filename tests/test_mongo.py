@@ -473,6 +473,8 @@ def test_waiting_fetches_no_content(strict, mongo, listener):
     """Who waits is told who has the session, not what is in it; and changes nothing."""
     put({"n": "x" * 10_000}, store=strict)
     lease, _ = strict.open([NAME], 0)
+    over = {"expires": PAST, "delete_at": "$lease.until"}  # its holder goes on with what it has
+    mongo.update_one({"_id": NAME}, [{"$set": over}])
     before = mongo.find_one()
     listener.answers.clear()
     with pytest.raises(SessionBusy):
