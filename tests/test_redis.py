@@ -243,6 +243,9 @@ class TestServerTrouble:
             assert store.client.mget(DATA, KEY % "other") == [b'{"n":1}'] * 2
 
         assert handler(message()) == [1, 1]
+        store.acquire([NAME], "token", 0, {})
+        store.client.config_set("maxmemory", 1)
+        assert store.renew([NAME], "token")
 
     def test_scripts_flushed(self, valkey, store):
         """Between updates, and in the middle of one."""

@@ -16,7 +16,9 @@ for i, key in ipairs(KEYS) do
   local flag = string.sub(lease, -1) == '!' and '!' or ''
   renewed[i] = string.sub(lease, 1, #request) .. ' ' .. number .. flag
 end
+-- A server that is out of memory refuses SET, but not PEXPIRE, and of a script the first write only.
 for i, key in ipairs(KEYS) do
+  redis.call('PEXPIRE', key, milliseconds)
   redis.call('SET', key, renewed[i], 'PX', milliseconds)
 end
 return {request, 1}
