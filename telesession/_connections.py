@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from telesession._forks import Mutex, around_fork, per_process
 from telesession._statements import BEGIN, Statement, Values
@@ -234,6 +234,14 @@ class Connections:
 
     def _failed(self, error: BaseException, connection: Any, say: Say | None) -> DBAPIError | None:
         """The driver's error as SQLAlchemy's, if it is one."""
+        if isinstance(error, OSError):  # pg8000 lets it through
+            return OperationalError(
+                say.text if say else None,
+                None,
+                error,
+                hide_parameters=True,
+                connection_invalidated=True,
+            )
         if not isinstance(error, self._dialect.loaded_dbapi.Error):
             return None
         if say is None:  # there is not even a cursor: nothing was asked

@@ -101,7 +101,7 @@ def test_contention(store):
         for _ in range(5):
             stack = handler
             for each in random.sample("abc", 3):
-                stack = with_session(property=each, store=SQLStore(store.engine))(stack)
+                stack = with_session(property=each, store=store)(stack)
             stack(message())
             update(store)
 
