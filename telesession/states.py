@@ -14,7 +14,8 @@ and ``message.session["_state"]`` is the state. So a bot can move one handler at
 import contextlib
 import json
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cached_property, partial
 from types import SimpleNamespace
 from typing import Any, TypeAlias
 
@@ -122,12 +123,19 @@ class StateStorage(StateStorageBase):
                 _change(session, _data(session), data)
         return known
 
-    @contextlib.contextmanager
     def get_interactive_data(
         self, chat_id: int, user_id: int, *place: Any, **named: Any
-    ) -> Iterator[dict[str, Any]]:
-        """What ``bot.retrieve_data`` gives: a block with the data, which holds the lock."""
-        with self._open(chat_id, user_id, *place, **named) as session:
+    ) -> "_Data":
+        """What ``bot.retrieve_data`` gives: a block with the data, which holds the lock.
+
+        Without ``with``, its ``data`` is a copy of what is stored.
+        """
+        where = (chat_id, user_id, *place)
+        return _Data(partial(self.get_data, *where, **named), self._block(*where, **named))
+
+    @contextlib.contextmanager
+    def _block(self, *place: Any, **named: Any) -> Iterator[dict[str, Any]]:
+        with self._open(*place, **named) as session:
             known = bool(session)
             before = _data(session)
             data = dict(before)
@@ -168,6 +176,29 @@ class StateStorage(StateStorageBase):
             message_thread_id=message_thread_id,
             is_topic_message=message_thread_id is not None,
         )
+
+
+class _Data:
+    """The data of a user: to be changed in a ``with`` block, or a copy to be read."""
+
+    def __init__(
+        self,
+        read: Callable[[], dict[str, Any]],
+        block: contextlib.AbstractContextManager[dict[str, Any]],
+    ) -> None:
+        self._read = read
+        self._block = block
+
+    @cached_property
+    def data(self) -> dict[str, Any]:
+        return self._read()
+
+    def __enter__(self) -> dict[str, Any]:
+        self.data = self._block.__enter__()
+        return self.data
+
+    def __exit__(self, *raised: Any) -> bool | None:
+        return self._block.__exit__(*raised)
 
 
 def _data(session: dict[str, Any]) -> dict[str, Any]:

@@ -143,6 +143,17 @@ class TestAsThere:
             data["n"] = 1
         assert (data, store) == ({"n": 1}, {})
 
+    def test_data_without_a_block(self, bot):
+        """As bots read it: a copy, which waits for nobody, and changes nothing."""
+        bot.set_state(1, "a")
+        bot.add_data(1, n=1, list=[1])
+        found = bot.retrieve_data(1)
+        found.data["list"].append(2)
+        assert found.data["n"] == 1
+        assert bot.retrieve_data(1).data == {"n": 1, "list": [1]}
+        with bot.retrieve_data(1) as data:
+            assert bot.retrieve_data(1).data == data
+
     def test_a_block_that_deletes_its_state(self, bot, store):
         """What is in the block stays deleted."""
         bot.set_state(1, "a")
