@@ -348,6 +348,25 @@ class TestTheSession:
             bot.add_data(1, added=1)
         assert storage.get_data(1, 1) == {"outer": 1, "inner": 1, "added": 1}
 
+    def test_what_others_change_meanwhile(self, bot, storage):
+        """The block saves what it has changed itself."""
+        bot.set_state(1, "a")
+        bot.add_data(1, n=1)
+        with bot.retrieve_data(1) as data:
+            data["m"] = 1
+            bot.add_data(1, n=2)
+        assert storage.get_data(1, 1) == {"n": 2, "m": 1}
+
+    def test_a_block_in_a_session_with_nothing_in_it_yet(self, bot, session, store):
+        @session
+        def handler(message):
+            with bot.retrieve_data(42) as data:
+                data["n"] = 1
+            assert message.session == {"n": 1}
+
+        handler(message())
+        assert store == {"session:42:42": '{"n":1}'}
+
     def test_initial(self, store):
         """A new session begins as it is declared to, also where a state begins it."""
         bot = bot_with(StateStorage(with_session(store=store, initial=lambda: {"cart": []})))
