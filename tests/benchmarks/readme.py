@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.report import measured_on, rst_of
+from tests.benchmarks.report import measured_on
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.rst"
@@ -51,8 +51,8 @@ def figures(results: Mapping[str, Any]) -> str:
             "",
             *simple_table(table),
             "",
-            "Microseconds that an update of one counter costs over a bare handler; and updates kept of 200 of",
-            f"one user, on 8 threads. Measured on {measured_on(results).split(';')[0]}.",
+            "Microseconds that an update of one counter costs over a bare handler; updates kept of",
+            f"200 of one user, on 8 threads. Measured on {measured_on(results).split(';')[0]}.",
             "",
             f".. image:: {image}",
             f"   :alt: {rows['kept']['title']}",
