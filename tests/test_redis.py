@@ -639,7 +639,7 @@ class TestAnswers:
         places = (TELESESSION, redis.client.__file__, redis.connection.__file__)
         self.fill(RedisStore(valkey), users)
         for number in itertools.count(0, 7):
-            store = RedisStore(connect(valkey_port), lease=2)
+            store = RedisStore(connect(valkey_port), lease=5)
             handler = stack(store, "session", "other", lock_timeout=TIMEOUT)
             handler(message(1))
             before = valkey.mget("telesession:{session:1:1}", "telesession:{other:1:1}")
