@@ -51,7 +51,9 @@ class Share:
             self.store.commit(self.lease, changes)
         except BaseException as error:
             if isinstance(error, Exception):
-                self._failed = True  # and is not asked again
+                # Whom a lease is of is not asked again; without one, it was no server that failed,
+                # but an exception out of a signal handler, as of an alarm.
+                self._failed = self.lease is not None
                 failed("save", self.store, list(self.found), error)
             raise
 

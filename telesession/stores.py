@@ -50,7 +50,7 @@ class Store(ABC):
 
         A store that leases takes the leases first, for all or none, waits up to ``timeout``
         seconds for them and then raises `SessionBusy`; the first item returned is its lease, in
-        whatever form, to be handed to `commit`.
+        whatever form, to be handed to `commit`. It is `None` for a store that can't fail.
 
         With ``lease``, which an earlier call returned and `commit` has not had yet, the sessions
         are added to it, so that one commit writes all of them; it is returned. None of ``names``

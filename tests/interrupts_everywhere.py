@@ -667,20 +667,20 @@ def interrupt(
             except BaseException as raised:
                 wrong = f"{type(raised).__name__}: {raised}"
                 _repair()
-        if error is Alarm and _as_of_a_store(interrupting.where, wrong):
+        if error is Alarm and _as_of_a_store(kind, interrupting.where, wrong):
             wrong = ""
         yield interrupting.where, wrong
         if not interrupting.where:
             return
 
 
-def _as_of_a_store(where: str, wrong: str) -> bool:
+def _as_of_a_store(kind: str, where: str, wrong: str) -> bool:
     """Whether an alarm's exception can't be told from a store's own.
 
     Leases of a store that fails to let go run out. A store that fails to save may have saved, and
     is not asked again.
     """
-    saving = any(file in where for file in KEYVALUE)
+    saving = kind == "dict" and any(file in where for file in KEYVALUE)
     return (wrong == LEASED and "in let_go," in where) or (wrong == HALF and saving)
 
 

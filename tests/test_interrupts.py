@@ -17,7 +17,7 @@ from tests.stores import message
 # All of them on the strictest store, and some on the others.
 SHORT = [
     *(("leasing", name) for name in interrupts_everywhere.SCENARIOS),
-    *(("memory", name) for name in ("with_ttl", "stack", "hands_over")),
+    *(("memory", name) for name in ("with_ttl", "stack_on_two_stores", "hands_over")),
     *(("dict", name) for name in ("changed", "stack_on_two_stores")),
 ]
 
