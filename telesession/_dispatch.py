@@ -14,7 +14,7 @@ import contextlib
 import functools
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from telesession._forks import per_process
@@ -28,11 +28,9 @@ class Dispatch:
     around: Any = None  #: what the thread was in the middle of
     linked = False  #: whether the thread's visits find it
     filtering = False  #: whether a handler's filters are being asked
-
-    def __init__(self) -> None:
-        self.left: list[Any] = []  #: visits that handlers have left, still open
-        self.refused: set[Any] = set()  #: sessions that were in use, and are not asked for again
-        self.told: list[Any] = []  #: functions that were called for those
+    left: Sequence[Any] = ()  #: visits that handlers have left, still open
+    refused: Collection[Any] = ()  #: sessions that were in use, and are not asked for again
+    told: Sequence[Any] = ()  #: functions that were called for those
 
     def link(self) -> None:
         """Be found by visits of this thread from now on."""
@@ -44,14 +42,16 @@ class Dispatch:
 
     def keep(self, visit: Any) -> None:
         """Have what a handler leaves for the next one."""
+        unlink(threading.get_ident(), visit)
         if not self.left or self.left[-1] is not visit:
-            self.left = [*(one for one in self.left if one.left), visit]
-        self.link()
+            self.left = [*self.left, visit]
+        if not self.linked:
+            self.link()
 
     def refuse(self, locks: Any, name: str) -> bool:
         """Note that a session was in use; whether that is new."""
         new = (locks, name) not in self.refused
-        self.refused.add((locks, name))
+        self.refused = {*self.refused, (locks, name)}
         self.link()
         return new
 
@@ -64,14 +64,13 @@ class Dispatch:
     def leave(self) -> None:
         """Save what was changed in the visits that are left, and let go of them."""
         try:
-            while self.left:
-                self.left[-1].settle()
-                self.left.pop()
-        finally:
-            for visit in self.left[::-1]:  # one has failed, or was interrupted
+            for visit in reversed(self.left):
+                visit.settle()
+        except BaseException:
+            for visit in reversed(self.left):
                 with contextlib.suppress(Exception):
                     visit.settle()
-            self.left.clear()
+            raise
 
     def end(self, around: "Dispatch | None") -> None:
         """Settle, and be forgotten for the one ``around``; called again if it is interrupted."""
@@ -79,7 +78,7 @@ class Dispatch:
         try:
             if self.linked:
                 leave_inside(thread, self)
-            self.leave()
+                self.leave()
         finally:
             if self.linked:
                 unlink(thread, self)

@@ -41,10 +41,10 @@ class Condition:
             found = session.get(key)
             if not (any(found == one for one in value) if several else found == value):
                 return False
-        return all(
-            function(session, update) if both else function(session)
-            for function, both in self.functions
-        )
+        for function, both in self.functions:
+            if not (function(session, update) if both else function(session)):
+                return False
+        return True
 
 
 def _alternatives(key: str, value: Any) -> tuple[bool, Any]:
@@ -131,7 +131,7 @@ def wrap(options: Options, handler: Handler, condition: Condition | None = None)
     inner, asks = stack.handler, stack.asks
     declared, store, timeout = stack.options, stack.store, stack.lock_timeout
     find, position = _finder(inner)
-    go_on = watch() if stack.conditions else None
+    go_on = watch()() if stack.conditions else None
 
     @functools.wraps(inner)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -155,7 +155,7 @@ def wrap(options: Options, handler: Handler, condition: Condition | None = None)
                 else:
                     if go_on is not None and not stack.matches(update):
                         visit.pass_on(asks)
-                        return go_on()
+                        return go_on
                     result = inner(*args, **kwargs)
                     visit.save()
             finally:

@@ -67,6 +67,8 @@ class Options:
             key = self.key(update)
         except Exception as error:
             raise self.key_failed(update, error) from error
+        if type(key) is str and key:
+            return f"{self.prefix}{key}"
         return self.name_of_update(key, update)
 
     def key_failed(self, update: Any, error: Exception) -> SessionError:

@@ -39,9 +39,10 @@ class Dropped(SessionBusy):
     """A session is in use, and its declaration says not to wait for it."""
 
 
-class Visit(list[Notes]):
-    """The sessions that an update's visit has open, in the order in which it has locked them."""
+class Visit:
+    """An update's visit to its sessions, or that of an `open` block."""
 
+    sessions: list[Notes]  #: those that it has locked, in this order
     thread = 0  #: on which it is; 0 when there is nothing left to do
     update: Any = None  #: which shows the sessions; `None` in an `open` block
     store: Store | None = None  #: on which they are open, once they are
@@ -64,15 +65,16 @@ class Visit(list[Notes]):
     joined: "Sequence[_Join]" = ()
     absent: Sequence[tuple[str, NoSession]] = ()
     before: "dict[int, _Before] | None" = None  #: how sessions of others were, by identity
-    guests: "dict[int, Notes] | None" = None  #: its sessions that have guests, by identity
 
     def enter(
         self, thread: int, stack: Sequence[Options], store: Any, timeout: float, update: Any
     ) -> None:
         """Lock, load and show the sessions of an update."""
+        sessions: list[Notes] = []
+        self.sessions = sessions
         self.thread = thread
         self.update = update
-        names = []
+        names: list[str] = []
         waited = False
         for options in stack:
             try:
@@ -91,14 +93,14 @@ class Visit(list[Notes]):
             session._options = options
             session._name = name
             session._user = self
-            self.append(session)
+            sessions.append(session)
             locks = options.locks
             if name in locks.lines or locks.holders.setdefault(name, self) is not self:
                 self._wait(session)
                 waited = True
             names.append(name)
         if waited:
-            self._lock(self, again=True)
+            self._lock(sessions, again=True)
         if not names:
             return
         self.since = time.monotonic()
@@ -107,7 +109,7 @@ class Visit(list[Notes]):
         except Exception as error:
             failed("load", store, names, error)
         self.store = store
-        for session, stored in zip(self, payloads):
+        for session, stored in zip(sessions, payloads):
             options = session._options
             session._stored = session._before = stored
             if stored is None or options.upgrade is not None:
@@ -132,7 +134,7 @@ class Visit(list[Notes]):
         update = self.update
         changes: list[Change] = []
         replaced: list[tuple[Notes, dict[str, Any]]] = []
-        for session in self:
+        for session in self.sessions:
             options = session._options
             shown = getattr(update, options.property, None)
             data = dict(session) if shown is session else _put(session, shown, replaced)
@@ -160,20 +162,19 @@ class Visit(list[Notes]):
 
     def leave(self) -> None:
         """Take back what was not saved, and unlock what was locked."""
-        if self.left:
+        thread = self.thread
+        if self.left or not thread:
             return
-        if not self.saved and self.thread:
+        if not self.saved:
             self._give_up()
-        for session in self:
+        for session in self.sessions:
             name, locks = session._name, session._options.locks
             if locks.holders.get(name) is self:
                 del locks.holders[name]
             if name in locks.lines:
                 locks.grant(name, self)
             session._user = None
-        self.clear()
         self.update = None
-        thread = self.thread
         if innermost.get(thread) is self:
             if self.around is None:
                 del innermost[thread]
@@ -189,7 +190,7 @@ class Visit(list[Notes]):
 
     def find(self, locks: Locks, name: str) -> Notes | None:
         """Its session of that name."""
-        for session in self:
+        for session in self.sessions:
             if session._name == name and session._options.locks is locks:
                 return session
         return None
@@ -238,13 +239,13 @@ class Visit(list[Notes]):
         if self.store is not None:
             share = Share(self.store)
             share.lease = self.lease
-            share.found = {session._name: session._stored for session in self}
+            share.found = {session._name: session._stored for session in self.sessions}
             shares.append(share)
         self.shares = shares
         return shares
 
     def _names(self) -> list[str]:
-        return [session._name for session in self]
+        return [session._name for session in self.sessions]
 
     def _fill(self, session: Notes) -> None:
         """Fill a session with what is stored of it, or with what a new one has."""
@@ -289,13 +290,13 @@ class Visit(list[Notes]):
     def _abandon(self) -> None:
         """Save nothing: take back what was changed of others, and let go of the leases."""
         if self.store is None and self.lease is not None:  # an interrupt came in between
-            self.store = self[0]._options.store
+            self.store = self.sessions[0]._options.store
         for before in (self.before or {}).values():
             before.restore()
         update = self.update
         if update is not None:
             self._leave_showing_as_before()
-        for session in self:
+        for session in self.sessions:
             loaded = type(session) is not Notes
             _become(session, ClosedSession)
             if not loaded or session._user is not self or update is None:
@@ -303,15 +304,16 @@ class Visit(list[Notes]):
             shown = getattr(update, session._options.property, None)
             if shown is not session and not isinstance(shown, Notes):
                 self._show_closed(session, dict(shown if isinstance(shown, dict) else session))
-        self._dismiss_all()
+        for session in self.sessions:
+            _dismiss(session)
         if self.root is not None or (self.store is None and not self.shares):
             return
-        sessions = [] if self.saving else list(self)
+        sessions = [] if self.saving else list(self.sessions)
         changed = [one for one in sessions if id(one) in self.pending or self._touches(one)]
         changes = [self._as_it_was(session) for session in changed]
         if not self.shares:
             assert self.store is not None
-            let_go(self.store, self.lease, changes, [session._name for session in self])
+            let_go(self.store, self.lease, changes, [session._name for session in self.sessions])
             return
         interrupt: BaseException | None = None
         for share, mine in zip(self.shares, self._by_share(changed, changes)):
@@ -344,11 +346,6 @@ class Visit(list[Notes]):
         if value is not session:
             session._guests = getattr(session, "_guests", {})
             session._guests[id(update)] = update
-            holder = session._options.locks.holder(session._name)
-            holder.__class__ = Wide
-            if holder.guests is None:
-                holder.guests = {}
-            holder.guests[id(session)] = session
 
     def _leave_showing_as_before(self) -> None:
         for join in self.joined:
@@ -360,36 +357,31 @@ class Visit(list[Notes]):
                 setattr(self.update, session._options.property, session)
                 _dismiss(session)
 
-    def _dismiss_all(self) -> None:
-        for session in (self.guests or {}).values():
-            _dismiss(session)
-
     def _leave_leased(self, carrier: "Visit") -> None:
         """Leave to another visit what is in its lease; it is done again if it was interrupted."""
         kept = []
-        for session in self:
+        for session in self.sessions:
             name, store, locks = session._name, session._options.store, session._options.locks
             leased = [share for share in carrier.shares if share.store is store and share.has(name)]
             if leased:
                 session._stored = leased[0].found[name]
                 if locks.holder(name) is not carrier:
-                    if not carrier or carrier[-1] is not session:
-                        carrier.append(session)
+                    if not carrier.sessions or carrier.sessions[-1] is not session:
+                        carrier.sessions.append(session)
                     locks.hand_over(name, carrier)
             else:
                 kept.append(session)
-        self[:] = kept
+        self.sessions = kept
 
     def _move_to(self, other: "Visit") -> None:
         """Have another visit of the same thread hold the sessions, and what they are leased by."""
-        for session in self:
-            other.append(session)
+        for session in self.sessions:
+            other.sessions.append(session)
             session._options.locks.hand_over(session._name, other)
         if self.shares or self.store is not None:
             other.shares = [*other._to_shares(), *self._to_shares()]
             other.store = other.store or self.store
         other.pending = {**other.pending, **self.pending}
-        self.clear()
         self.left = False
         self.saved = True
         self.thread = 0
@@ -401,14 +393,13 @@ class Visit(list[Notes]):
         """
         self.touch = False
         dispatch = running.get(self.thread)
-        if dispatch is None or dispatch.filtering or self.parent is not None or not self:
+        if dispatch is None or dispatch.filtering or self.parent is not None or not self.sessions:
             return
-        for session in self:
-            session.__class__ = ClosedSession
+        for session in self.sessions:
+            _become(session, ClosedSession)
             session._user = None
             if asked:
                 _reload(session, self)
-        unlink(self.thread, self)
         dispatch.keep(self)
         self.left = True
 
@@ -436,9 +427,10 @@ class Visit(list[Notes]):
         """
         left = _left_for(thread, stack, update)
         if left is None:
+            self.__class__ = Wide
+            self.sessions = []
             self.thread = thread
             self.update = update
-            self.__class__ = Wide
             self._enter([(options, options.name(update)) for options in stack], timeout)
             return self
         left._resume_all()
@@ -450,7 +442,7 @@ class Visit(list[Notes]):
     def _resume_all(self) -> None:
         """Open the sessions again that were left to the dispatch, for its next handler."""
         update = self.update
-        for session in self:
+        for session in self.sessions:
             session._user = self
             session.__class__ = Session
             property = session._options.property
@@ -508,7 +500,7 @@ class Wide(Visit):
         changes: list[Change] = []
         changed: list[Notes] = []
         replaced: list[tuple[Notes, dict[str, Any]]] = []
-        for session in self:
+        for session in self.sessions:
             options = session._options
             data = self._content(session, replaced)
             if data is None:
@@ -524,7 +516,8 @@ class Wide(Visit):
                     changes.append((session._name, stored, options.ttl))
                     changed.append(session)
         self._show_replaced(replaced)
-        self._dismiss_all()
+        for session in self.sessions:
+            _dismiss(session)
         self.saving = True
         self._to_shares()
         commit_all(self.shares, self._by_share(changed, changes))
@@ -544,7 +537,7 @@ class Wide(Visit):
 
     def _abandon(self) -> None:
         if self.root is not None:  # what it has leased for us stays with it
-            for session in self:
+            for session in self.sessions:
                 _set(session, "_user", None)
             self._leave_leased(self.root)
         super()._abandon()
@@ -552,6 +545,7 @@ class Wide(Visit):
     def enter_block(self, options: Options, names: Sequence[str]) -> list[dict[str, Any]]:
         """What an `open` block gets: the sessions of those names, in this order."""
         mind_stop()
+        self.sessions = []
         self.thread = threading.get_ident()
         self.task = current_task()
         wanted: list[tuple[Options, str | None]] = [(options, name) for name in sorted(names)]
@@ -599,12 +593,12 @@ class Wide(Visit):
             session._options = options
             session._name = name
             session._user = self
-            self.append(session)
-        self._lock(self)
+            self.sessions.append(session)
+        added = list(self.sessions)
+        self._lock(added)
         self.since = time.monotonic()
-        added = list(self)
         carrier = self.root
-        if carrier is None:  # not `or`: a visit without sessions of its own is false
+        if carrier is None:
             carrier = taken[0][0] if taken else self
         carrier.__class__ = Wide
         try:
@@ -612,7 +606,7 @@ class Wide(Visit):
                 carrier._read(added, timeout)
         except BaseException:
             if carrier is not self and self.root is None:
-                for session in self:
+                for session in self.sessions:
                     session._user = None
                 self._leave_leased(carrier)
             raise
@@ -665,7 +659,7 @@ class Wide(Visit):
         visit = self.parent
         while visit is not None:
             if visit.own is None:
-                visit.own = list(visit)
+                visit.own = list(visit.sessions)
             for session in visit.own:
                 if session._user is not None and id(session) not in before:
                     before[id(session)] = _Before(session, session._user)
@@ -690,7 +684,7 @@ class Wide(Visit):
             value = session
         elif not isinstance(value, dict):
             raise _wrong_type(session, value)
-        join = _Join(session, user, was, value, fresh, _keeper(user, session))
+        join = _Join(session, user, was, value, fresh)
         update = self.update
         if update is not None and getattr(update, options.property, None) is not value:
             shown = getattr(update, options.property, None)
@@ -740,19 +734,20 @@ class Wide(Visit):
                     parent.before.setdefault(key, before)
 
     def _hand_back_one(self, join: "_Join") -> None:
-        session, user, update, keeper = join.session, join.user, self.update, join.keeper
+        session, user, update = join.session, join.user, self.update
         property = session._options.property
         shown = _value(self, session)
         if join.fresh and shown is session and dict(session) == _started(session):
             session.clear()  # nothing came of it: it stays removed
             shown = None
-        if keeper is not None:
-            if getattr(keeper.update, property, None) is not shown:
-                setattr(keeper.update, property, shown)
-        elif shown is not join.was:
+        around = next((one.update for one in _users(user, session) if one.update is not None), None)
+        in_place = user is None or (user.update is None and join.was is not None)
+        if in_place and shown is not join.was:  # a block has what it got, to its end
             _refill(session, join.was, shown)
             shown = join.was
-        if update is not None and (keeper is None or update is not keeper.update):
+        if around is not None and getattr(around, property, None) is not shown:
+            setattr(around, property, shown)
+        if update is not None and update is not around:
             self._leave_showing(session, shown)
         _set(session, "_user", user)
         if user is None:
@@ -788,15 +783,15 @@ class Wide(Visit):
 def _left_for(thread: int, stack: Sequence[Options], update: Any) -> Visit | None:
     """The visit that a handler under `when` has left, if it has just what the next one wants."""
     dispatch = innermost.get(thread)
-    if type(dispatch) is not Dispatch or not dispatch.left:
+    if type(dispatch) is not Dispatch or dispatch.filtering or dispatch is not running.get(thread):
         return None
-    visit: Visit = dispatch.left[-1]
-    if visit.update is not update or len(visit) != len(stack) or not dispatch.offers(visit):
+    visit: Visit = dispatch.left[-1] if dispatch.left else Visit()
+    if visit.update is not update or not visit.left or len(visit.sessions) != len(stack):
         return None
-    for session, options in zip(visit, stack):
-        if session._options is not options or type(session) is not ClosedSession:
+    for session, options in zip(visit.sessions, stack):
+        if session._options is not options or options.name(update) != session._name:
             return None
-        if options.name(update) != session._name:
+        if type(session) is not ClosedSession:
             return None
     return visit
 
@@ -805,14 +800,13 @@ class _Join:
     """A visit's share in a session that another one has open."""
 
     def __init__(
-        self, session: Notes, user: Any, was: Any, value: dict[str, Any], fresh: bool, keeper: Any
+        self, session: Notes, user: Any, was: Any, value: dict[str, Any], fresh: bool
     ) -> None:
         self.session = session
         self.user = user  #: the visit that used it before
         self.was = was  #: what that one showed: the session, a dict in its place, or `None`
         self.value = value  #: what we show
         self.fresh = fresh  #: whether it begins anew, since it had been removed
-        self.keeper = keeper  #: the visit on whose update ours counts in the end; or in place
 
 
 class _Before:
@@ -871,16 +865,6 @@ def _users(user: Any, session: Notes) -> Iterator[Any]:
         yield user
         join = _join_of(user, session)
         user = None if join is None else join.user
-
-
-def _keeper(user: Any, session: Notes) -> Any:
-    """The visit on whose update a visit's session is; `None` if a dict of a block is all it is."""
-    while user is not None and user.update is None:
-        join = _join_of(user, session)
-        if join is None or _value(join.user, session) is join.was:
-            return None
-        user = join.user  # it was replaced while the block was open
-    return user
 
 
 def _value(user: Any, session: Notes) -> Any:

@@ -159,6 +159,23 @@ def test_a_session_that_is_replaced_around_a_block_is_what_was_put_there(session
     assert content(store) == {"session:42:42": {"n": 12}}
 
 
+@pytest.mark.parametrize("on", [lambda update: update, lambda update: message()])
+def test_a_block_has_what_a_handler_in_it_put_in_the_place(session, store, on):
+    """2.5, 5.6 What the block got is what the message shows again, with the new content."""
+
+    @session
+    def handler(update):
+        with session.open(update) as data:
+            session(doing("message.session = {'n': 5}"))(on(update))
+            assert update.session is data
+            data["n"] += 1
+        update.session["n"] += 1
+
+    handler(message())
+
+    assert content(store) == {"session:42:42": {"n": 7}}
+
+
 def test_a_message_that_is_handed_back_shows_what_was_put_there(session, store):
     """2.5 The outermost handler's message, handled two calls deeper, where both have replaced the
     session."""
