@@ -7,7 +7,8 @@ import copy
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
-from telesession.errors import SessionClosed, SessionUnavailable
+from telesession._checks import kind
+from telesession.errors import SessionClosed, SessionDataError, SessionError, SessionUnavailable
 from telesession.stores import Payload
 
 
@@ -22,6 +23,47 @@ class Notes(dict[str, Any]):
     _stored: Payload | None  #: what the store has
     _before: Payload | None  #: what the codec makes of the session while nothing has changed
     _guests: dict[int, Any]  #: updates that show what was put in its place, by identity
+
+    def _started(self) -> dict[Any, Any]:
+        """What a new one has; decoded, so that no part of it is shared with the next one."""
+        options = self._options
+        start: dict[Any, Any] = options.start(self._name)
+        if not start:
+            return start
+        payload = options.encoded(self._name, start, None)
+        if self._stored is None and self._before is None:
+            self._before = payload
+        started: dict[Any, Any] = options.codec.loads(payload)
+        return started
+
+    def _fill(self) -> None:
+        """Have what is stored, or what a new one has."""
+        options, stored = self._options, self._stored
+        if stored is None:
+            self.update(self._started())
+        else:
+            self.update(options.decoded(self._name, stored))
+            if options.upgrade is not None:
+                self._before = options.encoded(self._name, dict(self), stored)
+
+    def _reload(self, payload: Payload | None = None) -> None:
+        """Have what is encoded in ``payload`` or else, again, what it was loaded with."""
+        payload = self._before if payload is None else payload
+        data = self._started() if payload is None else self._options.codec.loads(payload)
+        dict.clear(self)
+        dict.update(self, data)
+
+    def _replacement(self, shown: Any) -> dict[str, Any]:
+        """The content of what was put in its place."""
+        if shown is None:
+            return {}
+        if not isinstance(shown, dict):
+            raise SessionDataError(
+                f"{self._options.property!r} was set to a value of type {type(shown).__name__} for "
+                f"{self._name!r}. Set it to a dict, or to None to remove the session.",
+                self._name,
+            )
+        return {key: dict(one) if isinstance(one, Notes) else one for key, one in shown.items()}
 
     def __reduce__(self) -> Any:
         return Copied, (dict(self),)
@@ -188,3 +230,25 @@ class NoSession:
 
     __getitem__ = __setitem__ = __delitem__ = __contains__ = _refuse
     __iter__ = __len__ = __or__ = __ror__ = __ior__ = __setattr__ = _refuse
+
+
+def check_free(update: Any, property: str, session: Notes | None = None) -> None:
+    """Refuse to hide an attribute that is not what an earlier handler left."""
+    shown = getattr(update, property, None)
+    missing = shown is None and not hasattr(update, property)
+    if missing or isinstance(shown, (ClosedSession, NoSession, Copied)):
+        return
+    if session is not None and (shown is session or id(update) in getattr(session, "_guests", ())):
+        return
+    name = property if session is None else session._name
+    if isinstance(shown, Notes):
+        raise SessionError(
+            f"{property!r} of {kind(update)} holds {shown._name!r}, which is still open, so it "
+            "can't hold another session. Give one of the two declarations its own property.",
+            name,
+        )
+    raise SessionError(
+        f"property={property!r}: {kind(update)} has an attribute of that name already, which a "
+        "session would hide. Give with_session another property.",
+        name,
+    )

@@ -18,16 +18,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NoReturn
 
-from telesession._checks import kind
 from telesession._dispatch import Dispatch, current_task, innermost, leave_inside, running, unlink
 from telesession._locks import Locks
 from telesession._options import Options
 from telesession._savepoint import Savepoint
-from telesession._session import ClosedSession, Copied, NoSession, Notes, Session
+from telesession._session import ClosedSession, NoSession, Notes, Session, check_free
 from telesession._several import Share, commit_all, failed, let_go
 from telesession._workers import mind_stop
 from telesession.codecs import Unkeepable
-from telesession.errors import SessionBusy, SessionDataError, SessionError
+from telesession.errors import SessionBusy
 from telesession.stores import Change, Payload, Store
 
 _MISSING: Any = object()
@@ -113,7 +112,7 @@ class Visit:
             options = session._options
             session._stored = session._before = stored
             if stored is None or options.upgrade is not None:
-                self._fill(session)
+                session._fill()
             else:
                 try:
                     loaded = options.loads(stored)
@@ -124,7 +123,7 @@ class Visit:
                 session.update(loaded)
             property = options.property
             if getattr(update, property, _MISSING) is not _MISSING:
-                _check_free(update, property, session)
+                check_free(update, property, session)
             setattr(update, property, session)
             session.__class__ = Session
         innermost[thread] = self
@@ -246,16 +245,6 @@ class Visit:
 
     def _names(self) -> list[str]:
         return [session._name for session in self.sessions]
-
-    def _fill(self, session: Notes) -> None:
-        """Fill a session with what is stored of it, or with what a new one has."""
-        options, stored = session._options, session._stored
-        if stored is None:
-            session.update(_started(session))
-        else:
-            session.update(options.decoded(session._name, stored))
-            if options.upgrade is not None:
-                session._before = options.encoded(session._name, dict(session), stored)
 
     def _show_replaced(self, replaced: Sequence[tuple[Notes, dict[str, Any]]]) -> None:
         for session, data in replaced:
@@ -399,7 +388,7 @@ class Visit:
             _become(session, ClosedSession)
             session._user = None
             if asked:
-                _reload(session, self)
+                session._reload(self.pending.get(id(session)))
         dispatch.keep(self)
         self.left = True
 
@@ -447,7 +436,7 @@ class Visit:
             session.__class__ = Session
             property = session._options.property
             if getattr(update, property, None) is not session:
-                _check_free(update, property, session)
+                check_free(update, property, session)
                 setattr(update, property, session)
         self.around = innermost.get(self.thread)
         self.touch = True
@@ -456,7 +445,7 @@ class Visit:
 
     def _do_without(self, options: Options) -> None:
         absent = NoSession(options.reason(self.update), options.property)
-        _check_free(self.update, options.property)
+        check_free(self.update, options.property)
         setattr(self.update, options.property, absent)
         self.__class__ = Wide
         self.absent = [*self.absent, (options.property, absent)]
@@ -479,11 +468,11 @@ class Wide(Visit):
         if self.blank:
             session._before = None
         else:
-            self._fill(session)
+            session._fill()
         update = self.update
         if update is not None:
             if getattr(update, options.property, _MISSING) is not _MISSING:
-                _check_free(update, options.property, session)
+                check_free(update, options.property, session)
             setattr(update, options.property, session)
         session.__class__ = Session
 
@@ -680,17 +669,17 @@ class Wide(Visit):
         fresh = value is None or (user is None and not session)  # it was removed
         if fresh:
             session.clear()
-            session.update(_started(session))
+            session.update(session._started())
             value = session
         elif not isinstance(value, dict):
-            raise _wrong_type(session, value)
+            session._replacement(value)  # which raises
         join = _Join(session, user, was, value, fresh)
         update = self.update
         if update is not None and getattr(update, options.property, None) is not value:
             shown = getattr(update, options.property, None)
             copied = value is not session and type(shown) is type(value) and shown == value
             if not copied and not any(one.update is update for one in _users(user, session)):
-                _check_free(update, options.property, session)
+                check_free(update, options.property, session)
             setattr(update, options.property, value)
         self.joined = [*self.joined, join]
         _set(session, "_user", self)
@@ -704,10 +693,10 @@ class Wide(Visit):
             return
         if session._options is not options:
             session._options = options
-            _reload(session, self)
+            session._reload(self.pending.get(id(session)))
         session.__class__ = Session
         if getattr(self.update, options.property, None) is not session:
-            _check_free(self.update, options.property, session)
+            check_free(self.update, options.property, session)
             setattr(self.update, options.property, session)
 
     def _hand_back(self) -> None:
@@ -720,7 +709,7 @@ class Wide(Visit):
             if id(session) not in joined:
                 shown = getattr(update, session._options.property, None)
                 if update is not None and shown is not session:
-                    _refill(session, session, shown)
+                    _refill(session, session._replacement(shown))
                     setattr(update, session._options.property, session)
                 _dismiss(session)
                 self._put_down(session)
@@ -737,13 +726,13 @@ class Wide(Visit):
         session, user, update = join.session, join.user, self.update
         property = session._options.property
         shown = _value(self, session)
-        if join.fresh and shown is session and dict(session) == _started(session):
+        if join.fresh and shown is session and dict(session) == session._started():
             session.clear()  # nothing came of it: it stays removed
             shown = None
         around = next((one.update for one in _users(user, session) if one.update is not None), None)
         in_place = user is None or (user.update is None and join.was is not None)
         if in_place and shown is not join.was:  # a block has what it got, to its end
-            _refill(session, join.was, shown)
+            _refill(join.was, session._replacement(shown))
             shown = join.was
         if around is not None and getattr(around, property, None) is not shown:
             setattr(around, property, shown)
@@ -839,7 +828,7 @@ class _Before:
                     session.__class__ = Notes  # it was emptied without being read
                     dict.clear(session)
                 else:
-                    _reload(session)
+                    session._reload()
             else:
                 dict.clear(session)
             _note_pending(session, self._holder, None)
@@ -887,19 +876,6 @@ def _dismiss(session: Notes) -> None:
         setattr(guests.popitem()[1], session._options.property, session)
 
 
-def _started(session: Notes) -> dict[Any, Any]:
-    """What a new session has; decoded, so that no part of it is shared with the next one."""
-    options = session._options
-    start: dict[Any, Any] = options.start(session._name)
-    if not start:
-        return start
-    payload = options.encoded(session._name, start, None)
-    if session._stored is None and session._before is None:
-        session._before = payload
-    started: dict[Any, Any] = options.codec.loads(payload)
-    return started
-
-
 def _note_pending(session: Notes, holder: Any, payload: Payload | None) -> None:
     """Have a visit that was left save that of a session, or `None` for what it was loaded as."""
     if payload is not None or id(session) in holder.pending:
@@ -908,65 +884,19 @@ def _note_pending(session: Notes, holder: Any, payload: Payload | None) -> None:
         holder.pending = others if payload is None else {**others, id(session): payload}
 
 
-def _reload(session: Notes, holder: Any = None) -> None:
-    """Have in a closed session what it had when it was loaded, or what others made of it since."""
-    before = session._before if holder is None else holder.pending.get(id(session), session._before)
-    data = _started(session) if before is None else session._options.codec.loads(before)
-    dict.clear(session)
-    dict.update(session, data)
-
-
-def _replacement(session: Notes, shown: Any) -> dict[str, Any]:
-    """The content of what was put in the place of a session."""
-    if shown is None:
-        return {}
-    if not isinstance(shown, dict):
-        raise _wrong_type(session, shown)
-    return {key: dict(one) if isinstance(one, Notes) else one for key, one in shown.items()}
-
-
 def _put(
     session: Notes, shown: Any, replaced: list[tuple[Notes, dict[str, Any]]]
 ) -> dict[str, Any]:
     """The content of what a handler put in the place of its session, which is noted."""
-    data = _replacement(session, shown)
+    data = session._replacement(shown)
     replaced.append((session, data))
     return data
 
 
-def _refill(session: Notes, target: dict[str, Any], shown: Any) -> None:
-    data = _replacement(session, shown)
-    dict.clear(target)
-    dict.update(target, data)
-
-
-def _wrong_type(session: Notes, shown: Any) -> SessionDataError:
-    return SessionDataError(
-        f"{session._options.property!r} was set to a value of type {type(shown).__name__} for "
-        f"{session._name!r}. Set it to a dict, or to None to remove the session.",
-        session._name,
-    )
-
-
-def _check_free(update: Any, property: str, session: Notes | None = None) -> None:
-    """Refuse to hide an attribute that is not what an earlier handler left."""
-    shown = getattr(update, property, _MISSING)
-    if shown is _MISSING or isinstance(shown, (ClosedSession, NoSession, Copied)):
-        return
-    if session is not None and (shown is session or id(update) in getattr(session, "_guests", ())):
-        return
-    name = property if session is None else session._name
-    if isinstance(shown, Notes):
-        raise SessionError(
-            f"{property!r} of {kind(update)} holds {shown._name!r}, which is still open, so it "
-            "can't hold another session. Give one of the two declarations its own property.",
-            name,
-        )
-    raise SessionError(
-        f"property={property!r}: {kind(update)} has an attribute of that name already, which a "
-        "session would hide. Give with_session another property.",
-        name,
-    )
+def _refill(target: dict[str, Any], content: dict[str, Any]) -> None:
+    if content is not target:
+        dict.clear(target)
+        dict.update(target, content)
 
 
 def in_use(options: Options, name: str) -> dict[str, Any] | None:
