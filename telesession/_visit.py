@@ -212,37 +212,6 @@ class Visit:
                     self._wait(session, again)
                     waited = again = True
 
-    def _read(self, sessions: Sequence[Notes], timeout: float) -> list[Payload | None]:
-        """Lease further sessions, on one store after the other; what is stored of each."""
-        shares = self._to_shares()
-        todo: dict[int, list[Notes]] = {}
-        for session in sessions:
-            todo.setdefault(id(session._options.store), []).append(session)
-        for group in todo.values():
-            store = group[0]._options.store
-            share = next((one for one in shares if one.store is store), None)
-            if share is None:
-                share = Share(store)
-                shares.append(share)
-            payloads = share.open([session._name for session in group], timeout)
-            for session, stored in zip(group, payloads):
-                session._stored = stored
-            self.store = self.store or store
-        return [session._stored for session in sessions]
-
-    def _to_shares(self) -> list[Share]:
-        """Have shares in the place of a single store and lease."""
-        if isinstance(self.shares, list):
-            return self.shares
-        shares = []
-        if self.store is not None:
-            share = Share(self.store)
-            share.lease = self.lease
-            share.found = {session._name: session._stored for session in self.sessions}
-            shares.append(share)
-        self.shares = shares
-        return shares
-
     def _names(self) -> list[str]:
         return [session._name for session in self.sessions]
 
@@ -262,14 +231,6 @@ class Visit:
             self.leave()
             raise
 
-    def _by_share(self, changed: Sequence[Notes], changes: Sequence[Change]) -> list[list[Change]]:
-        sorted_out: list[list[Change]] = [[] for _ in self.shares]
-        for session, change in zip(changed, changes):
-            for share, mine in zip(self.shares, sorted_out):
-                if share.store is session._options.store and session._name in share.found:
-                    mine.append(change)
-        return sorted_out
-
     def _show_closed(self, session: Notes, data: dict[str, Any]) -> None:
         """Have a closed session show what was put in its place."""
         dict.clear(session)
@@ -277,14 +238,15 @@ class Visit:
         setattr(self.update, session._options.property, session)
 
     def _abandon(self) -> None:
-        """Save nothing: take back what was changed of others, and let go of the leases."""
-        if self.store is None and self.lease is not None:  # an interrupt came in between
-            self.store = self.sessions[0]._options.store
-        for before in (self.before or {}).values():
-            before.restore()
+        """Save nothing: close the sessions, and let go of the leases."""
+        self._close_unsaved()
+        if self.lease is not None or self.store is not None:
+            store = self.store or self.sessions[0]._options.store  # an interrupt may have come
+            changes = [change for _, change in self._unsaved()]
+            let_go(store, self.lease, changes, self._names())
+
+    def _close_unsaved(self) -> None:
         update = self.update
-        if update is not None:
-            self._leave_showing_as_before()
         for session in self.sessions:
             loaded = type(session) is not Notes
             _become(session, ClosedSession)
@@ -293,87 +255,19 @@ class Visit:
             shown = getattr(update, session._options.property, None)
             if shown is not session and not isinstance(shown, Notes):
                 self._show_closed(session, dict(shown if isinstance(shown, dict) else session))
-        for session in self.sessions:
-            _dismiss(session)
-        if self.root is not None or (self.store is None and not self.shares):
-            return
-        sessions = [] if self.saving else list(self.sessions)
-        changed = [one for one in sessions if id(one) in self.pending or self._touches(one)]
-        changes = [self._as_it_was(session) for session in changed]
-        if not self.shares:
-            assert self.store is not None
-            let_go(self.store, self.lease, changes, [session._name for session in self.sessions])
-            return
-        interrupt: BaseException | None = None
-        for share, mine in zip(self.shares, self._by_share(changed, changes)):
-            if share.idle():
-                continue
-            try:
-                let_go(share.store, share.lease, mine, list(share.found))
-            except BaseException as error:
-                interrupt = error
-        if interrupt is not None:
-            raise interrupt
 
-    def _touches(self, session: Notes) -> bool:
-        """Whether the time to live of what is stored begins anew."""
-        stored = getattr(session, "_stored", None)
-        return self.touch and stored is not None and session._options.ttl is not None
-
-    def _as_it_was(self, session: Notes) -> Change:
-        payload: Payload | None = self.pending.get(id(session))
-        if payload is None:
-            payload = session._stored
-        elif not session._options.codec.loads(payload):
-            payload = None
-        return session._name, payload, session._options.ttl
-
-    def _leave_showing(self, session: Notes, value: Any) -> None:
-        """Have our update show what the one of the visit around us does, to the end."""
-        update = self.update
-        setattr(update, session._options.property, value)
-        if value is not session:
-            session._guests = getattr(session, "_guests", {})
-            session._guests[id(update)] = update
-
-    def _leave_showing_as_before(self) -> None:
-        for join in self.joined:
-            if not any(one.update is self.update for one in _users(join.user, join.session)):
-                self._leave_showing(join.session, join.was)
-        for session in self.own or ():
-            before = (self.before or {}).get(id(session))
-            if before is not None and before.added and type(session) is not Notes:
-                setattr(self.update, session._options.property, session)
-                _dismiss(session)
-
-    def _leave_leased(self, carrier: "Visit") -> None:
-        """Leave to another visit what is in its lease; it is done again if it was interrupted."""
-        kept = []
-        for session in self.sessions:
-            name, store, locks = session._name, session._options.store, session._options.locks
-            leased = [share for share in carrier.shares if share.store is store and share.has(name)]
-            if leased:
-                session._stored = leased[0].found[name]
-                if locks.holder(name) is not carrier:
-                    if not carrier.sessions or carrier.sessions[-1] is not session:
-                        carrier.sessions.append(session)
-                    locks.hand_over(name, carrier)
-            else:
-                kept.append(session)
-        self.sessions = kept
-
-    def _move_to(self, other: "Visit") -> None:
-        """Have another visit of the same thread hold the sessions, and what they are leased by."""
-        for session in self.sessions:
-            other.sessions.append(session)
-            session._options.locks.hand_over(session._name, other)
-        if self.shares or self.store is not None:
-            other.shares = [*other._to_shares(), *self._to_shares()]
-            other.store = other.store or self.store
-        other.pending = {**other.pending, **self.pending}
-        self.left = False
-        self.saved = True
-        self.thread = 0
+    def _unsaved(self) -> list[tuple[Notes, Change]]:
+        """What is to be stored all the same: what parts have left, and a new time to live."""
+        found: list[tuple[Notes, Change]] = []
+        for session in () if self.saving else self.sessions:
+            stored, ttl = getattr(session, "_stored", None), session._options.ttl
+            pending = self.pending.get(id(session))
+            if pending is not None:
+                payload = pending if session._options.codec.loads(pending) else None
+                found.append((session, (session._name, payload, ttl)))
+            elif self.touch and stored is not None and ttl is not None:
+                found.append((session, (session._name, stored, ttl)))
+        return found
 
     def pass_on(self, asked: bool) -> None:
         """The handler is not for this update: leave the sessions to the next one, still locked.
@@ -486,8 +380,7 @@ class Wide(Visit):
         if self.root is not None:
             self.saved = True
             return
-        changes: list[Change] = []
-        changed: list[Notes] = []
+        changes: list[tuple[Notes, Change]] = []
         replaced: list[tuple[Notes, dict[str, Any]]] = []
         for session in self.sessions:
             options = session._options
@@ -499,17 +392,16 @@ class Wide(Visit):
             if data or stored is not None:
                 payload = options.encoded(session._name, data, before)
                 if payload is not before:
-                    changes.append((session._name, payload if data else None, options.ttl))
-                    changed.append(session)
+                    change = (session._name, payload if data else None, options.ttl)
+                    changes.append((session, change))
                 elif stored is not None and options.ttl is not None:
-                    changes.append((session._name, stored, options.ttl))
-                    changed.append(session)
+                    changes.append((session, (session._name, stored, options.ttl)))
         self._show_replaced(replaced)
         for session in self.sessions:
             _dismiss(session)
         self.saving = True
         self._to_shares()
-        commit_all(self.shares, self._by_share(changed, changes))
+        commit_all(self.shares, self._by_share(changes))
         self.saved = True
 
     def leave(self) -> None:
@@ -529,7 +421,112 @@ class Wide(Visit):
             for session in self.sessions:
                 _set(session, "_user", None)
             self._leave_leased(self.root)
-        super()._abandon()
+        for before in (self.before or {}).values():
+            before.restore()
+        if self.update is not None:
+            self._leave_showing_as_before()
+        for session in self.sessions:
+            _dismiss(session)
+        if self.root is not None or not self.shares:
+            super()._abandon()
+            return
+        self._close_unsaved()
+        interrupt: BaseException | None = None
+        for share, mine in zip(self.shares, self._by_share(self._unsaved())):
+            if share.idle():
+                continue
+            try:
+                let_go(share.store, share.lease, mine, list(share.found))
+            except BaseException as error:
+                interrupt = error
+        if interrupt is not None:
+            raise interrupt
+
+    def _by_share(self, changes: Sequence[tuple[Notes, Change]]) -> list[list[Change]]:
+        sorted_out: list[list[Change]] = [[] for _ in self.shares]
+        for session, change in changes:
+            for share, mine in zip(self.shares, sorted_out):
+                if share.store is session._options.store and session._name in share.found:
+                    mine.append(change)
+        return sorted_out
+
+    def _leave_showing(self, session: Notes, value: Any) -> None:
+        """Have our update show what the one of the visit around us does, to the end."""
+        update = self.update
+        setattr(update, session._options.property, value)
+        if value is not session:
+            session._guests = getattr(session, "_guests", {})
+            session._guests[id(update)] = update
+
+    def _leave_showing_as_before(self) -> None:
+        for join in self.joined:
+            if not any(one.update is self.update for one in _users(join.user, join.session)):
+                self._leave_showing(join.session, join.was)
+        for session in self.own or ():
+            before = (self.before or {}).get(id(session))
+            if before is not None and before.added and type(session) is not Notes:
+                setattr(self.update, session._options.property, session)
+                _dismiss(session)
+
+    def _leave_leased(self, carrier: "Visit") -> None:
+        """Leave to another visit what is in its lease; it is done again if it was interrupted."""
+        kept = []
+        for session in self.sessions:
+            name, store, locks = session._name, session._options.store, session._options.locks
+            leased = [share for share in carrier.shares if share.store is store and share.has(name)]
+            if leased:
+                session._stored = leased[0].found[name]
+                if locks.holder(name) is not carrier:
+                    if not carrier.sessions or carrier.sessions[-1] is not session:
+                        carrier.sessions.append(session)
+                    locks.hand_over(name, carrier)
+            else:
+                kept.append(session)
+        self.sessions = kept
+
+    def _move_to(self, other: "Wide") -> None:
+        """Have another visit of the same thread hold the sessions, and what they are leased by."""
+        for session in self.sessions:
+            other.sessions.append(session)
+            session._options.locks.hand_over(session._name, other)
+        if self.shares or self.store is not None:
+            other.shares = [*other._to_shares(), *self._to_shares()]
+            other.store = other.store or self.store
+        other.pending = {**other.pending, **self.pending}
+        self.left = False
+        self.saved = True
+        self.thread = 0
+
+    def _read(self, sessions: Sequence[Notes], timeout: float) -> list[Payload | None]:
+        """Lease further sessions, on one store after the other; what is stored of each."""
+        shares = self._to_shares()
+        todo: dict[int, list[Notes]] = {}
+        for session in sessions:
+            todo.setdefault(id(session._options.store), []).append(session)
+        for group in todo.values():
+            store = group[0]._options.store
+            share = next((one for one in shares if one.store is store), None)
+            if share is None:
+                share = Share(store)
+                shares.append(share)
+            payloads = share.open([session._name for session in group], timeout)
+            for session, stored in zip(group, payloads):
+                session._stored = stored
+            self.store = self.store or store
+        return [session._stored for session in sessions]
+
+    def _to_shares(self) -> list[Share]:
+        """Have shares in the place of a single store and lease."""
+        if isinstance(self.shares, list):
+            return self.shares
+        shares = []
+        if self.store is not None:
+            share = Share(self.store)
+            share.lease = self.lease
+            share.found = {session._name: session._stored for session in self.sessions}
+            shares.append(share)
+        self.shares = shares
+        return shares
 
     def enter_block(self, options: Options, names: Sequence[str]) -> list[dict[str, Any]]:
         """What an `open` block gets: the sessions of those names, in this order."""
@@ -559,7 +556,7 @@ class Wide(Visit):
                 self.root = entry if entry.root is None else entry.root
         elif entry is not None and self.update is not None:
             dispatch = entry
-        taken: list[tuple[Visit, Options, Notes]] = []
+        taken: list[tuple[Wide, Options, Notes]] = []
         joins: list[Notes] = []
         for options, name in wanted:
             if name is None:
@@ -571,6 +568,7 @@ class Wide(Visit):
             if holder is not None and holder.thread == thread:
                 session = holder.find(options.locks, name)
                 if dispatch is not None and dispatch.offers(holder):
+                    holder.__class__ = Wide
                     taken.append((holder, options, session))
                 else:
                     self._check_joins(holder, session)
@@ -586,7 +584,7 @@ class Wide(Visit):
         added = list(self.sessions)
         self._lock(added)
         self.since = time.monotonic()
-        carrier = self.root
+        carrier: Any = self.root
         if carrier is None:
             carrier = taken[0][0] if taken else self
         carrier.__class__ = Wide
