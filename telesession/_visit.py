@@ -324,18 +324,21 @@ class Visit:
 
     def _resume_all(self) -> None:
         """Open the sessions again that were left to the dispatch, for its next handler."""
-        update = self.update
         for session in self.sessions:
             session._user = self
-            session.__class__ = Session
-            property = session._options.property
-            if getattr(update, property, None) is not session:
-                check_free(update, property, session)
-                setattr(update, property, session)
+            self._show(session)
         self.around = innermost.get(self.thread)
         self.touch = True
         self.left = False
         innermost[self.thread] = self
+
+    def _show(self, session: Notes) -> None:
+        """Have the update show a session, which is open then."""
+        update, property = self.update, session._options.property
+        if update is not None and getattr(update, property, None) is not session:
+            check_free(update, property, session)
+            setattr(update, property, session)
+        session.__class__ = Session
 
     def _do_without(self, options: Options) -> None:
         absent = NoSession(options.reason(self.update), options.property)
@@ -355,20 +358,12 @@ class Wide(Visit):
     apart = False  #: whether it is saved by itself, inside another one
     blank = False  #: whether it is to empty its session, and need not read it
 
-    def _load(self, session: Notes, stored: Payload | None) -> None:
+    def _load(self, session: Notes) -> None:
         """Fill a session with what is stored of it, and show it on the update."""
-        options = session._options
-        session._stored = session._before = stored
-        if self.blank:
-            session._before = None
-        else:
+        session._before = None if self.blank else session._stored
+        if not self.blank:
             session._fill()
-        update = self.update
-        if update is not None:
-            if getattr(update, options.property, _MISSING) is not _MISSING:
-                check_free(update, options.property, session)
-            setattr(update, options.property, session)
-        session.__class__ = Session
+        self._show(session)
 
     def save(self) -> None:
         if not self.thread:  # it was left when the one around it ended
@@ -497,8 +492,8 @@ class Wide(Visit):
         self.saved = True
         self.thread = 0
 
-    def _read(self, sessions: Sequence[Notes], timeout: float) -> list[Payload | None]:
-        """Lease further sessions, on one store after the other; what is stored of each."""
+    def _read(self, sessions: Sequence[Notes], timeout: float) -> None:
+        """Lease and read further sessions, on one store after the other."""
         shares = self._to_shares()
         todo: dict[int, list[Notes]] = {}
         for session in sessions:
@@ -513,7 +508,6 @@ class Wide(Visit):
             for session, stored in zip(group, payloads):
                 session._stored = stored
             self.store = self.store or store
-        return [session._stored for session in sessions]
 
     def _to_shares(self) -> list[Share]:
         """Have shares in the place of a single store and lease."""
@@ -545,17 +539,18 @@ class Wide(Visit):
         """Join the sessions that the thread has open, and open the others."""
         thread = self.thread
         self.around = around = innermost.get(thread)
-        entry = around
-        while entry is not None and entry.task is not None and entry.task is not current_task():
-            entry = entry.around
-        dispatch = None
-        if isinstance(entry, Visit):
-            self.parent = entry
-            entry.__class__ = Wide
+        dispatch, parent = None, around
+        while isinstance(parent, Dispatch) or (
+            parent and parent.task not in (None, current_task())
+        ):
+            if isinstance(parent, Dispatch) and self.update is not None:
+                dispatch = dispatch or parent
+            parent = parent.around
+        if parent is not None:
+            self.parent = parent
+            parent.__class__ = Wide
             if not self.apart:
-                self.root = entry if entry.root is None else entry.root
-        elif entry is not None and self.update is not None:
-            dispatch = entry
+                self.root = parent if parent.root is None else parent.root
         taken: list[tuple[Wide, Options, Notes]] = []
         joins: list[Notes] = []
         for options, name in wanted:
@@ -607,7 +602,7 @@ class Wide(Visit):
             for session in added:
                 self.before[id(session)] = _Before(session, None, added=True)
         for session in added:
-            self._load(session, session._stored)
+            self._load(session)
         for _, options, session in taken:
             self._resume(session, options)
         for session in joins:
@@ -660,7 +655,7 @@ class Wide(Visit):
         """Show a session that is open already as the one who uses it just now shows it."""
         user, options = session._user, session._options
         if type(session) is Notes:  # it could not be loaded then
-            self._load(session, session._stored)
+            self._load(session)
         was = value = _value(user, session)
         if type(session) is ClosedSession:
             _become(session, Session)
@@ -687,15 +682,12 @@ class Wide(Visit):
         session._user = self
         if type(session) is Notes:  # it was left when another could not be read
             session._options = options
-            self._load(session, session._stored)
+            self._load(session)
             return
         if session._options is not options:
             session._options = options
             session._reload(self.pending.get(id(session)))
-        session.__class__ = Session
-        if getattr(self.update, options.property, None) is not session:
-            check_free(self.update, options.property, session)
-            setattr(self.update, options.property, session)
+        self._show(session)
 
     def _hand_back(self) -> None:
         """Let those around us see what became of the sessions that we joined or added."""

@@ -663,6 +663,51 @@ class TestInBetween:
             bot.process_new_updates([update()])
         assert store == {"session:42:42": '{"n":1}'}
 
+    def test_a_dispatch_in_a_handler_that_fails(self, bot, store, session):
+        """5.6, 5.9 What its handlers did belongs to the handler around, also where a session of
+        theirs was in use before."""
+        busy = with_session(property="busy", key=keys.everyone, store=store, busy="drop")
+        other = with_session(property="other", store=store)
+
+        @bot.message_handler()
+        @session.when(step=None)
+        def outer(message):
+            message.session["step"] = "in"
+            with contextlib.suppress(Failure):
+                inner.process_new_updates([update()])
+            raise Failure
+
+        inner = telebot.TeleBot("1:test", threaded=False)
+        inner.register_message_handler(busy.when(n=1)(pytest.fail))
+        inner.register_message_handler(other.when(n=None)(lambda m: m.other.update(n=1)))
+
+        def feed():
+            with handled(bot):
+                bot.process_new_updates([update()])
+
+        with busy.open(key="everyone"):
+            assert run_together(feed) == [None]
+        assert store == {}
+
+    def test_a_dispatch_in_a_handler_without_a_session(self, bot, store, session):
+        """Each leaves what it has tried; nothing is lost or stays locked."""
+        inner = telebot.TeleBot("1:test", threaded=False)
+        inner.register_message_handler(session.when(n=1)(pytest.fail))
+        inner.register_message_handler(session(count))
+        bot.register_message_handler(session.when(n=1)(pytest.fail))
+
+        @bot.message_handler()
+        def between(message):
+            inner.process_new_updates(
+                [types.Update.de_json({"update_id": 1, "message": payload(43)})]
+            )
+            inner.process_new_updates([update()])
+            return ContinueHandling()
+
+        bot.register_message_handler(session.when(n=1)(count))
+        bot.process_new_updates([update()])
+        assert store == {"session:42:42": '{"n":2}', "session:43:43": '{"n":1}'}
+
     def test_a_dispatch_in_a_handler(self, bot, store, session):
         """A handler feeds the bot: all of it works on the session of the one around."""
         bot.register_message_handler(session.when(step="in")(count))
