@@ -82,8 +82,8 @@ class Connections:
         this = weakref.ref(self)
 
         def disposed(engine: sa.Engine) -> None:
-            if (connections := this()) is not None and connections._own is not None:
-                connections._own.dispose()
+            if (connections := this()) is not None:
+                connections.close()
 
         sa.event.listen(engine, "engine_disposed", disposed)
 
@@ -104,7 +104,7 @@ class Connections:
             reading = getattr(self._own.pool, "checkedout", int)
             while reading() and time.monotonic() < deadline:
                 time.sleep(0.001)
-            self._own.dispose()
+            self.close()
 
     def _resume(self) -> None:
         with contextlib.suppress(RuntimeError):
@@ -166,7 +166,7 @@ class Connections:
             try:
                 return self._once(pool, work, together or attempt > 1, lasting, hurry, lost)
             except _WasDead as dead:
-                self._drop(pool)
+                self.close(pool)
                 if lost is not None:
                     raise lost from None
                 lost = dead.error
@@ -174,17 +174,20 @@ class Connections:
                 if is_conflict(error) and attempt < _ATTEMPTS:
                     time.sleep(random.uniform(0, 0.01 * 2**attempt))
                     continue
-                self._drop(pool)
+                self.close(pool)
                 if is_locked(error):
                     self._locked = time.monotonic()
                 if lost is not None:
                     raise lost from None
                 raise
 
-    def _drop(self, pool: sa.Pool) -> None:
-        own = self.own
-        if own.pool is pool:
-            own.dispose()
+    def close(self, pool: sa.Pool | None = None) -> None:
+        """Close all, if they are those of ``pool`` still; later ones are new."""
+        own = self._own
+        if own is not None and pool in (None, own.pool):
+            pool = own.pool
+            own.dispose(close=False)  # first, so that nobody puts one back unnoticed
+            pool.dispose()
 
     def _once(
         self,
@@ -226,10 +229,9 @@ class Connections:
             if failed.connection_invalidated and at_once and "used" in info:
                 raise _WasDead(failed) from error
             raise failed from error
-        if pool is self.own.pool:
-            connection.close()
-        else:
-            connection.invalidate()  # the others were closed meanwhile
+        connection.close()
+        if pool is not self.own.pool:  # the others were closed meanwhile
+            pool.dispose()
         return result
 
     def _failed(self, error: BaseException, connection: Any, say: Say | None) -> DBAPIError | None:

@@ -229,7 +229,7 @@ class SQLStore(LeasingStore):
                 time.sleep(random.uniform(0, 0.05))
             finally:
                 if self.engine.dialect.name == "sqlite":
-                    self._connections.own.dispose()  # they don't know that it is written ahead
+                    self._connections.close()  # they don't know that it is written ahead
         self._made = True
 
     def _there(self) -> bool:

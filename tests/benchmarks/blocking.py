@@ -5,6 +5,7 @@ import logging
 import math
 import pickle
 import queue
+import secrets
 import threading
 import time
 from collections.abc import Callable
@@ -282,6 +283,72 @@ class Floor(Bare):
     def put(self, user: int, data: Data) -> None:
         for key in (f"{user}:{user}", user):
             self.cache[f"session:{key}"] = pickle.dumps(data)
+
+
+class BareSQL(Bare):
+    """The statements of an update of ours on a bare connection of the driver, and no SQLAlchemy.
+
+    It counts in the session as the others do; SQLite waits for the disk once.
+    """
+
+    kind = "sqlite"
+
+    def setup(self) -> None:
+        import sqlalchemy
+
+        from telesession.sql import SQLStore
+
+        sqlite = self.kind == "sqlite"
+        url = self.place.sqlite_url if sqlite else self.place.postgres_url
+        self.engine = sqlalchemy.create_engine(url)
+        store = SQLStore(self.engine, table="bare")
+        self.with_store = with_session(store=store)
+        with self.with_store.open(key="0"):  # makes the table
+            pass
+        (self.lease,), _ = store._sql.lease(1)
+        self.save = store._sql.save
+        if sqlite:
+            import sqlite3
+
+            path = self.engine.url.database or ""
+            self.connection: Any = sqlite3.connect(path, isolation_level=None)
+        else:
+            import psycopg
+
+            address = url.replace("+psycopg", "")
+            self.connection = psycopg.connect(address, autocommit=True)
+        super().setup()
+
+    def handler(self) -> Handler:
+        execute, lease, save = self.connection.execute, self.lease, self.save
+        sqlite = self.kind == "sqlite"
+
+        def handler(message: Any) -> None:
+            token = secrets.token_hex(8)
+            name = f"session:{message.from_user.id}:{message.chat.id}"
+            if sqlite:
+                execute("PRAGMA synchronous = NORMAL")
+            values = {"key0": name, "holder": token}
+            ((_, payload, *_),) = execute(lease.text, lease.parameters(values)).fetchall()
+            data = json.loads(payload)
+            count(data, 0)
+            content = json.dumps(data, separators=(",", ":"))
+            values = {"key": name, "holder": token, "content": content, "ttl": None}
+            if sqlite:
+                execute("PRAGMA synchronous = FULL")
+            execute(save.text, save.parameters(values))
+
+        return handler
+
+    def put(self, user: int, data: Data) -> None:
+        with self.with_store.open(key=f"{user}:{user}") as session:
+            session.clear()
+            session.update(data)
+
+    def close(self) -> None:
+        super().close()
+        self.connection.close()
+        self.engine.dispose()
 
 
 class RoundTrips(Bare):

@@ -102,6 +102,8 @@ CONTENDERS: dict[str, tuple[str, dict[str, Any]]] = {
     "python-telegram-bot, user_data": (_USER_DATA, {}),
     "floor": ("blocking:Floor", {}),
     "two round trips": ("blocking:RoundTrips", {}),
+    "bare sqlite3": ("blocking:BareSQL", {"kind": "sqlite"}),
+    "bare psycopg": ("blocking:BareSQL", {"kind": "postgres"}),
     "bare pyTelegramBotAPI": ("blocking:Bare", {}),
     "bare aiogram": (_AIOGRAM, {"kind": "memory", "uses": False}),
     "aiogram without FSM": (_AIOGRAM, {"kind": None, "uses": False}),
