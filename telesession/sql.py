@@ -50,10 +50,9 @@ class SQLStore(LeasingStore):
 
     Deployments: a store that was used before a fork works in the children, with gunicorn's
     ``--preload`` as well; with SQLite, let no other connection of the program be open at the fork.
-    uWSGI has to be given ``py-call-osafterfork``. Behind pgbouncer in the modes ``transaction`` and
-    ``statement``, psycopg needs ``connect_args={"prepare_threshold": None}``, and stacked sessions
-    need the mode ``transaction``. A role that may not create tables needs one made by another:
-    ``SQLStore(engine).table.create(engine)``.
+    uWSGI has to be given ``py-call-osafterfork``. Behind pgbouncer in the mode ``transaction``,
+    psycopg needs ``connect_args={"prepare_threshold": None}``. A role that may not create tables
+    needs one made by another: ``SQLStore(engine).table.create(engine)``.
 
     The tests were run with these drivers, each for single sessions, stacks, contention, a ttl,
     requests that come twice, closed connections and a restart of the server:
@@ -213,6 +212,12 @@ class SQLStore(LeasingStore):
                 f"SQLite can't open {self.engine.url.database!r}: make its directory, let this "
                 "process write there, and mind that sqlite:///sessions.db is in the directory in "
                 "which the bot was started, sqlite:////var/sessions.db is in /var. "
+            )
+        if "denied" in text:
+            return (
+                "Let this user create tables, or have another one make it, by "
+                "SQLStore(engine).table.create(engine), and let this one select, insert, update and "
+                "delete there. "
             )
         if "prepared statement" in text:
             return (

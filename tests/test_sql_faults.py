@@ -368,6 +368,27 @@ class TestNames:
         assert found(store=store) == {"n": 1}
 
 
+def test_a_role_that_may_not_create(postgres):
+    """It is told what to do, and works with a table that another one made."""
+    with postgres.begin() as connection:
+        connection.exec_driver_sql("DROP ROLE IF EXISTS writer")
+        connection.exec_driver_sql("CREATE ROLE writer LOGIN")
+    other = sa.create_engine(postgres.url.set(username="writer"))
+    with pytest.raises(SessionError, match="create tables"):
+        update(SQLStore(other))
+    store = SQLStore(postgres)
+    store.table.create(postgres)
+    with postgres.begin() as connection:
+        rights = "SELECT, INSERT, UPDATE, DELETE ON telesession"
+        connection.exec_driver_sql(f"GRANT {rights} TO writer")
+    update(SQLStore(other))
+    assert found(store=store) == {"n": 1}
+    other.dispose()
+    with postgres.begin() as connection:
+        connection.exec_driver_sql(f"REVOKE {rights} FROM writer")
+        connection.exec_driver_sql("DROP ROLE writer")
+
+
 def test_two_store_objects(sqlite):
     """A handler that would wait for itself is told at once (6.4)."""
     one, two = (with_session(store=SQLStore(sa.create_engine(sqlite.url))) for _ in range(2))
