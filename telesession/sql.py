@@ -216,8 +216,8 @@ class SQLStore(LeasingStore):
         if "denied" in text:
             return (
                 "Let this user create tables, or have another one make it, by "
-                "SQLStore(engine).table.create(engine), and let this one select, insert, update and "
-                "delete there. "
+                "SQLStore(engine).table.create(engine), and let this one select, insert, update "
+                "and delete there. "
             )
         if "prepared statement" in text:
             return (
