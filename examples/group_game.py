@@ -68,6 +68,14 @@ def show_wins(message: Any) -> None:
     bot.reply_to(message, f"Your wins: {message.player_session.get('wins', 0)}")
 
 
+@bot.message_handler(content_types=["migrate_to_chat_id"])
+def move(message: Any) -> None:
+    """The group became a supergroup, with another id: the game goes with it."""
+    with game_session.open(keys=[message.chat.id, message.migrate_to_chat_id]) as (before, now):
+        now.update(before)
+        before.clear()
+
+
 @bot.message_handler(commands=["start", "help"])
 def show_help(message: Any) -> None:
     bot.send_message(message.chat.id, "/play a game, /guess the number, or see your /wins.")

@@ -191,6 +191,15 @@ class TestGroupGame:
         assert group.send("/wins", user=2) == ["Your wins: 2"]
         assert group.send("/wins") == ["Your wins: 0"]
 
+    def test_the_group_becomes_a_supergroup(self, group):
+        """5.6 The game goes on there; here is none any more."""
+        group.send("/play")
+        group.send("/guess 41")
+        group.send("", migrate_to_chat_id=-1007)
+        assert group.send("/guess 42") == ["There is nothing to guess. /play?"]
+        group.chat["id"] = -1007
+        assert "at try 2" in group.send("/guess 42")[0]
+
     def test_only_one_wins(self, group, quick_switches):
         """Eight players guess the number at once."""
         group.send("/play")
