@@ -324,6 +324,33 @@ def test_a_block_that_outlives_its_handler(session, store, other, ends):
     assert session(count)(message()) == 2
 
 
+def test_a_block_that_outlives_a_handler_that_fails(session, store, other):
+    """2.6, 4.1 Its end, whenever it comes, opens nothing again."""
+    update, left = message(), []
+
+    def generator():
+        with session.open(update) as mine, other.open(key="1:1"):
+            mine["n"] = 5
+            yield
+
+    @session
+    def fails(_):
+        left.append(generator())
+        next(left[0])
+        raise Failure
+
+    with pytest.raises(Failure):
+        fails(update)
+    assert _locks.held() == 0
+    left.clear()
+    gc.collect()
+
+    with pytest.raises(SessionClosed):
+        update.session["n"] = 6
+    assert update.session == {}
+    assert store == {}
+
+
 # Stores that fail, and several of them
 
 
