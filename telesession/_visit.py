@@ -255,6 +255,8 @@ class Visit:
             shown = getattr(update, session._options.property, None)
             if shown is not session and not isinstance(shown, Notes):
                 self._show_closed(session, dict(shown if isinstance(shown, dict) else session))
+        for session in self.sessions:
+            _dismiss(session)
 
     def _unsaved(self) -> list[tuple[Notes, Change]]:
         """What is to be stored all the same: what parts have left, and a new time to live."""
@@ -420,8 +422,6 @@ class Wide(Visit):
             before.restore()
         if self.update is not None:
             self._leave_showing_as_before()
-        for session in self.sessions:
-            _dismiss(session)
         if self.root is not None or not self.shares:
             super()._abandon()
             return
@@ -721,12 +721,13 @@ class Wide(Visit):
             shown = None
         around = next((one.update for one in _users(user, session) if one.update is not None), None)
         in_place = user is None or (user.update is None and join.was is not None)
-        if in_place and shown is not join.was:  # a block has what it got, to its end
+        if not in_place:
+            if getattr(around, property, None) is not shown:
+                setattr(around, property, shown)
+        elif shown is not join.was:  # a block has what it got, to its end
             _refill(join.was, session._replacement(shown))
             shown = join.was
-        if around is not None and getattr(around, property, None) is not shown:
-            setattr(around, property, shown)
-        if update is not None and update is not around:
+        if update is not None and (in_place or update is not around):
             self._leave_showing(session, shown)
         _set(session, "_user", user)
         if user is None:

@@ -159,6 +159,26 @@ def test_a_session_that_is_replaced_around_a_block_is_what_was_put_there(session
     assert content(store) == {"session:42:42": {"n": 12}}
 
 
+def test_a_session_that_was_removed_is_back_when_the_block_ends(session, store):
+    """2.4, 5.6 Not before, and only if something came of it."""
+    keep(store, n=1)
+
+    @session
+    def handler(update):
+        update.session = None
+        for change in ({}, {"n": 5}):
+            with session.open(update) as data:
+                with session.open(update) as same:
+                    same.update(change)
+                assert update.session is None
+                assert data is same
+        assert update.session == {"n": 5}
+
+    handler(message())
+
+    assert content(store) == {"session:42:42": {"n": 5}}
+
+
 @pytest.mark.parametrize("on", [lambda update: update, lambda update: message()])
 def test_a_block_has_what_a_handler_in_it_put_in_the_place(session, store, on):
     """2.5, 5.6 What the block got is what the message shows again, with the new content."""
