@@ -516,7 +516,7 @@ class Soak:
             left["sessions over"] = len(store._entries) - len(store)
         else:
             left["leases"] = len(list(self.client.scan_iter("*:lease", count=1000)))
-            left["leases to renew"] = len(store._renewer._held)
+            left["leases to renew"] = len(store._renewer.held)
             left["connections"] = max(0, len(self.client.client_list()) - WORKERS - 2)
         self._note_left(left)
 
