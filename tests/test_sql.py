@@ -738,7 +738,7 @@ class TestEngines:
             if text.startswith("UPDATE telesession SET payload"):
                 seen.append(text)
                 if len(seen) == 2:
-                    raise OSError("no")
+                    raise RuntimeError("no")
 
         handler(message(), 1)
         before = rows(store)
