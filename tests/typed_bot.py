@@ -190,8 +190,8 @@ def questions(message: Message) -> None:
     age(36)  # type: ignore[arg-type] # pyright: ignore
     done(message, "Ada", age="36")  # type: ignore[arg-type] # pyright: ignore
     survey.begin(message)
-    survey.question("Number?")(ask)  # type: ignore[type-var] # pyright: ignore
-    survey.question("Number?", buttons=5)  # type: ignore[call-overload] # pyright: ignore
+    survey.question("Number?")(5)  # type: ignore[type-var] # pyright: ignore
+    survey.question("Number?", buttons=5)  # type: ignore[arg-type] # pyright: ignore
 
 
 Form(bot, "survey", commands=["start"])  # type: ignore[call-arg] # pyright: ignore
