@@ -257,7 +257,7 @@ class Form:
             self._prompt(update, str(why))
             return None
         except Goto as to:
-            return self._go(update, session, str(to))
+            return self._go(update, session, str(to), at)
         return self._ask(update, session, name) if name else None
 
     def _take(self, update: Any, answer: Any) -> str | None:
@@ -278,13 +278,12 @@ class Form:
         earlier = itertools.takewhile(lambda one: one != name, self._questions)
         return {one: answers.get(one) for one in earlier}
 
-    def _go(self, update: Any, session: Any, name: str) -> Exception | None:
-        """Ask a question, with no answer kept from there on, and `None` for what is left out."""
-        at, answers = session["path"][-1], session["answers"]
+    def _go(self, update: Any, session: Any, name: str, at: str = "") -> Exception | None:
+        """Ask a question, keeping no answer from there on; from ``at`` to there all are `None`."""
         if name not in self._questions:
             raise ValueError(f"{at} raised Goto({name!r}); there are {', '.join(self._questions)}")
-        earlier = self._before(name, answers)
-        kept = {*answers, *itertools.dropwhile(lambda one: one != at, earlier)}
+        earlier = self._before(name, session["answers"])
+        kept = {*session["answers"], *itertools.dropwhile(lambda one: one != at, earlier)}
         session["answers"] = {one: answer for one, answer in earlier.items() if one in kept}
         return self._ask(update, session, name)
 

@@ -1036,6 +1036,14 @@ class TestDeploys:
         talk(chat, "x")
         assert done == [("Ada", "36", "Rome", "x")]
 
+    def test_the_questions_are_in_another_order(self):
+        """9.5 What was not answered is asked, also after one went back."""
+        chat, done = self.form(self.begun("Ada", "36"), "city", "name", "age")
+        assert talk(chat, "/back") == ["Age?"]
+        assert talk(chat, "37") == ["City?"]
+        talk(chat, "Rome")
+        assert done == [("Rome", "Ada", "37")]
+
     def test_the_last_question_was_removed(self):
         """9.5 Where nothing is missing, all is done."""
         chat, done = self.form(self.begun("Ada", "36", "Rome"), "name", "age", "city")
