@@ -1,13 +1,12 @@
-"""What each thread is in the middle of: visits, and pyTelegramBotAPI's dispatch of an update.
+"""The visits that each thread has open, and pyTelegramBotAPI's dispatch of an update around them.
 
-pyTelegramBotAPI tries one handler after the other. A handler under `when` for which the update is
-not leaves its visit to the dispatch, with its sessions locked. The next handler of the same
-sessions takes them over; anything else of the thread that wants them joins them. When the dispatch
-ends, however it ends, what is left is saved and let go.
+pyTelegramBotAPI tries one handler after the other. A handler under `when` whose condition fails
+leaves its visit to the dispatch, with its sessions locked. The next handler of the same sessions
+takes the visit over; other code on the thread joins the sessions. When the dispatch ends, even by
+an exception, it has the visits that are left save and unlock, which `_visit` does.
 
-The dispatch is known because two methods of `TeleBot` are wrapped as soon as `when` is used. They
-are private to pyTelegramBotAPI: where it lacks them, no dispatch is known, and a handler under
-`when` lets go of its sessions at once.
+This module wraps two methods of `TeleBot` as soon as `when` is used. They are private to
+pyTelegramBotAPI: where a version lacks them, a handler under `when` unlocks its sessions at once.
 """
 
 import contextlib
@@ -23,17 +22,17 @@ from telesession._forks import per_process
 class Dispatch:
     """One update's way through the handlers of a bot, on one thread."""
 
-    task = None  #: of an event loop
-    over = False  #: whether nothing is left to be done
-    around: Any = None  #: what the thread was in the middle of
-    linked = False  #: whether the thread's visits find it
-    filtering = False  #: whether a handler's filters are being asked
-    left: Sequence[Any] = ()  #: visits that handlers have left, still open
-    refused: Collection[Any] = ()  #: sessions that were in use, and are not asked for again
-    told: Sequence[Any] = ()  #: functions that were called for those
+    task = None  #: as a visit has it; a dispatch belongs to no task
+    over = False  #: whether nothing is left to do
+    around: Any = None  #: the next visit or dispatch outwards on the thread
+    linked = False  #: whether it is in the chain that starts at `innermost`
+    filtering = False  #: whether a handler's filters are running
+    left: Sequence[Any] = ()  #: visits that handlers left, with their sessions locked
+    refused: Collection[Any] = ()  #: sessions that were in use, by table of locks and name
+    told: Sequence[Any] = ()  #: ``busy`` callbacks that ran for those sessions
 
     def link(self) -> None:
-        """Be found by visits of this thread from now on."""
+        """Put this dispatch into the chain of the thread's visits."""
         if not self.linked:
             thread = threading.get_ident()
             self.around = innermost.get(thread)
@@ -41,7 +40,7 @@ class Dispatch:
             innermost[thread] = self
 
     def keep(self, visit: Any) -> None:
-        """Have what a handler leaves for the next one."""
+        """Keep a visit that a handler leaves for the next handler."""
         unlink(threading.get_ident(), visit)
         if not self.left or self.left[-1] is not visit:
             self.left = [*self.left, visit]
@@ -49,20 +48,20 @@ class Dispatch:
             self.link()
 
     def refuse(self, locks: Any, name: str) -> bool:
-        """Note that a session was in use; whether that is new."""
+        """Note that a session was in use; returns whether that is new."""
         new = (locks, name) not in self.refused
         self.refused = {*self.refused, (locks, name)}
         self.link()
         return new
 
     def offers(self, visit: Any) -> bool:
-        """Whether the handler that comes now may take over that visit."""
+        """Whether a handler that starts now may take over that visit."""
         if self.filtering or running.get(threading.get_ident()) is not self:
             return False
         return any(one is visit and one.left for one in self.left)
 
     def leave(self) -> None:
-        """Save what was changed in the visits that are left, and let go of them."""
+        """Save the changes of the visits that are left, and unlock their sessions."""
         try:
             for visit in reversed(self.left):
                 visit.settle()
@@ -73,7 +72,7 @@ class Dispatch:
             raise
 
     def end(self, around: "Dispatch | None") -> None:
-        """Settle, and be forgotten for the one ``around``; called again if it is interrupted."""
+        """Settle all visits and make ``around`` the running dispatch; called again on interrupt."""
         thread = threading.get_ident()
         try:
             if self.linked:
@@ -89,7 +88,7 @@ class Dispatch:
         self.over = True
 
 
-#: By thread, its innermost visit, or dispatch with sessions left; each knows the one `around` it.
+#: By thread, its innermost visit or linked dispatch; `around` leads outwards from there.
 innermost: dict[int, Any] = {}
 #: By thread, the dispatch that is running.
 running: dict[int, Dispatch] = {}
@@ -104,9 +103,9 @@ per_process(Dispatch, _forget)
 
 
 def leave_inside(thread: int, entry: Any) -> None:
-    """Leave the visits inside of one that ends: an interrupt came before they could end.
+    """Leave the visits inside of ``entry``, which ends: an interrupt kept them from ending.
 
-    But tasks of an event loop leave theirs in any order.
+    Visits of other tasks of an event loop stay, since tasks end in any order.
     """
     inside = []
     one = innermost.get(thread)
@@ -119,7 +118,7 @@ def leave_inside(thread: int, entry: Any) -> None:
 
 
 def unlink(thread: int, entry: Any) -> None:
-    """Take a visit or dispatch out of what its thread is in the middle of."""
+    """Take a visit or dispatch out of its thread's chain."""
     inside: Any = innermost.get(thread)
     if inside is entry:
         if entry.around is None:
@@ -144,7 +143,7 @@ def current_task() -> Any:
 
 @functools.cache
 def watch() -> Callable[[], Any]:
-    """Be told of every dispatch from now on; what makes the answer "go on to the next handler"."""
+    """Track every dispatch from now on; returns the class whose instances mean "next handler"."""
     from telebot import TeleBot
     from telebot.handler_backends import ContinueHandling
 

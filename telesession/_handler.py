@@ -1,4 +1,7 @@
-"""The one wrapper that a handler gets, however many sessions are declared on it."""
+"""The one wrapper of a handler, however many sessions are declared on it.
+
+It finds the update among the arguments and asks conditions; `_visit` does the rest.
+"""
 
 import functools
 import inspect
@@ -23,11 +26,11 @@ _MARK = "__telesession__"
 
 
 class Condition:
-    """What a handler under `when` asks of a session.
+    """The condition that a session has to fulfil for a handler under `when`.
 
     Args:
-        functions: each takes the session or, if it can, the session and the update.
-        values: by key, what the session has to have there: the value itself, or one of a set.
+        functions: each takes the session or, if it needs two arguments, the session and the update.
+        values: by key, the value that the session must have there, or a set of alternatives.
     """
 
     def __init__(self, functions: Sequence[Callable[..., object]], values: dict[str, Any]) -> None:
@@ -48,14 +51,14 @@ class Condition:
 
 
 def _alternatives(key: str, value: Any) -> tuple[bool, Any]:
-    """Whether there are several values to compare with, and the one, or those."""
+    """Whether ``value`` is a set of alternatives, and the value or the alternatives."""
     if isinstance(value, (set, frozenset)):
         return True, [_named(key, one) for one in value]
     return False, _named(key, value)
 
 
 def _named(key: str, value: Any) -> Any:
-    """A `State` of pyTelegramBotAPI stands for its name."""
+    """The value, or the name of a `State` of pyTelegramBotAPI."""
     if isinstance(value, state_type()):
         if value.name is None:
             raise ValueError(f"when({key}=State()): a State without a StatesGroup has no name")
@@ -64,14 +67,14 @@ def _named(key: str, value: Any) -> Any:
 
 
 class Stack:
-    """What a wrapper carries: the handler, and the declarations on it."""
+    """The handler of a wrapper, and the declarations on it."""
 
     def __init__(self, options: Options, handler: Any, condition: Condition | None) -> None:
         mine: list[tuple[Options, Condition | None]] = [(options, condition)]
         self.handler = handler
         self.wrapper: Any = None
-        # functools.wraps copies __dict__, so the stack that a foreign decorator wraps shows
-        # through it; only a wrapper's own stack is taken apart.
+        # functools.wraps copies __dict__, so a foreign decorator around our wrapper has our mark,
+        # too. Its stack is left alone: the foreign decorator has to stay in between.
         inner = getattr(handler, _MARK, None)
         if isinstance(inner, Stack) and inner.wrapper is handler:
             mine += inner.declared
@@ -86,16 +89,16 @@ class Stack:
         self.declared: list[tuple[Options, Condition | None]] = mine  #: outermost first
         self.conditions = [(each.property, when) for each, when in mine if when is not None]
         self.asks = any(when.functions for _, when in self.conditions)
-        #: in the order in which everybody locks, so that no two can block each other
+        #: in the order in which all handlers lock, so that no two can deadlock
         self.options = tuple(sorted((each for each, _ in mine), key=lambda each: each.prefix))
         stores = {id(each.store): each.store for each in self.options}
         self.store = options.store if len(stores) == 1 else None
         self.lock_timeout = min(each.lock_timeout for each in self.options)
         if all(each.busy != "wait" for each in self.options):
-            self.lock_timeout = 0.0  # of other processes, too
+            self.lock_timeout = 0.0  # so that it doesn't wait for other processes either
 
     def matches(self, update: Any) -> bool:
-        """Whether the handler is for the sessions of an update, as they are."""
+        """Whether the sessions on an update fulfil all conditions."""
         for property, condition in self.conditions:
             session = getattr(update, property)
             if isinstance(session, NoSession) or not condition(session, update):
@@ -103,16 +106,16 @@ class Stack:
         return True
 
     def refused(self, busy: SessionBusy, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What comes of an update that found its session in use, and is not to wait for it."""
+        """The result for an update that found its session in use and doesn't wait for it."""
         logger.debug("An update is not handled, as busy= says: %s", busy)
         dispatch = running.get(threading.get_ident())
         for options in self.options:
             if busy.property == options.property:
                 name = f"{options.prefix}{busy.key}"
                 if dispatch is not None and not dispatch.refuse(options.locks, name):
-                    break  # it has been told already
+                    break  # an earlier handler of this update has been refused it
                 if dispatch is not None and options.busy in dispatch.told:
-                    break  # for another session that was in use as well
+                    break  # the same callback has run for another session of this update
                 if callable(options.busy):
                     if dispatch is not None:
                         dispatch.told = [*dispatch.told, options.busy]
@@ -123,7 +126,7 @@ class Stack:
 
 
 def wrap(options: Options, handler: Handler, condition: Condition | None = None) -> Handler:
-    """The handler with the session of a declaration; and, if given, only where it matches."""
+    """Wrap a handler to have a declaration's session, under a condition if one is given."""
     if isinstance(handler, (staticmethod, classmethod)):
         return type(handler)(wrap(options, handler.__func__, condition))
     check_handler(handler)
@@ -172,7 +175,7 @@ def wrap(options: Options, handler: Handler, condition: Condition | None = None)
     return wrapper  # type: ignore[return-value]
 
 
-#: Types of what `telebot.types.Update` holds, as they are met.
+#: The types of updates met so far: a cache for `is_update`.
 _updates: set[type] = set()
 _NAMES = {
     *("Message", "InaccessibleMessage", "InlineQuery", "ChosenInlineResult", "CallbackQuery"),
@@ -185,7 +188,7 @@ _NAMES = {
 
 
 def is_update(value: Any) -> bool:
-    """Whether it is what pyTelegramBotAPI hands to handlers."""
+    """Whether a value is an update that pyTelegramBotAPI hands to handlers."""
     kind = type(value)
     for base in kind.__mro__:
         if base.__module__ == "telebot.types" and base.__name__ in _NAMES:
@@ -196,7 +199,7 @@ def is_update(value: Any) -> bool:
 
 
 def may_be(value: Any) -> bool:
-    """Whether it may stand for an update, in a test."""
+    """Whether a value may stand for an update in a test."""
     if isinstance(value, (type(None), int, float, str, bytes, dict, list, tuple, set, frozenset)):
         return False
     if isinstance(value, type) or inspect.isroutine(value) or inspect.ismodule(value):
@@ -209,7 +212,7 @@ def _has_sender(value: Any) -> bool:
 
 
 def _finder(handler: Callable[..., Any]) -> tuple[Callable[..., Any], int]:
-    """What finds a handler's update among its arguments, and where it usually is."""
+    """A function that finds a handler's update among its arguments, and its usual position."""
     try:
         signature = inspect.signature(handler)
     except ValueError:  # some builtins have none
@@ -244,7 +247,7 @@ def _finder(handler: Callable[..., Any]) -> tuple[Callable[..., Any], int]:
     return find, position
 
 
-#: What may have been meant, by the type of what a handler got in the place of its update.
+#: Hints by the type of the argument that a handler got instead of its update.
 _HINTS: dict[type, str] = {
     dict: "Of JSON, telebot.types.Update.de_json(...) makes an update.",
     type(None): "If that is call.message, which a message sent in inline mode doesn't have, hand "
@@ -253,7 +256,7 @@ _HINTS: dict[type, str] = {
 
 
 def _check_mock(value: Any) -> None:
-    """Refuse a mock that has whatever it is asked for: a session, and a chat elsewhere."""
+    """Refuse a mock with an attribute of every name, since its key would mean nothing."""
     if type(value).__module__ == "unittest.mock" and hasattr(value, "telesession"):
         raise TypeError(
             f"the update is a {type(value).__name__} that has an attribute of every name: which "
@@ -266,7 +269,7 @@ def _check_mock(value: Any) -> None:
 def _check_call(
     handler: Any, signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
-    """Tell a method that lacks its object, or its ``self``, what it lacks."""
+    """Refuse arguments that don't fit the handler, such as those of a method without ``self``."""
     try:
         signature.bind(*args, **kwargs)
     except TypeError as error:

@@ -1,17 +1,18 @@
-"""One at a time: first come, first served locks by name, and nothing kept for an idle name.
+"""First come, first served locks by name, within a process; an idle name costs nothing.
 
-A lock that nobody waits for is taken and released without a mutex, by single operations on dicts,
-which are atomic: `setdefault` decides who of several gets it. Whoever has to wait enters the
-name's line and then tries once more; whoever releases looks for a line before and after. So one of
-the two always sees the other. And whoever comes while there is a line joins it.
+Locks across processes are leases, of `leases`; extra worker threads for waiting are of `_workers`.
 
-An exception out of a signal handler may come at any moment. So nothing here is done only once: a
-lock is released, and a line left, by whoever finds that it is still the holder's, or still in it.
+A lock without a line of waiters is taken and released without a mutex, by single operations on
+dicts, which are atomic: `setdefault` picks one of several threads. A thread that must wait enters
+the name's line and then tries again; a releasing thread looks for a line after it let go. So one of
+the two always sees the other. While there is a line, every newcomer joins it.
 
-Stacks take their locks in one order, so they can't block each other. A handler that opens further
-sessions while it runs can close a cycle of waiting. Where one of those in the cycle has not begun
-yet, since it is still locking its stack, it gives way; else the one that closes it is told at once.
-Who gave way to one keeps its place before all others.
+A signal handler may raise at any moment. So each step can be repeated: releasing a lock, or leaving
+a line, first looks whether that is still to be done.
+
+Stacks take their locks in one order, so stacks alone can't deadlock. A handler that opens further
+sessions while it runs can close a cycle of waiting. If a holder in the cycle is still locking its
+stack, it gives way and keeps its place right behind the waiter; else the visit is refused at once.
 """
 
 import contextlib
@@ -26,18 +27,18 @@ from telesession._forks import per_process
 from telesession._workers import stand_in
 from telesession.errors import SessionBusy
 
-#: Seconds for which a line may stand still before somebody stands in for who waits in it.
+#: Seconds that a line may stand still before another thread stands in for its waiting threads.
 PATIENCE = 0.001
 
 
 class Holder(Protocol):
-    """Whoever takes locks: an update's visit, on one thread."""
+    """What takes locks: an update's visit, on one thread."""
 
     thread: int
     since: float  #: when it began, by `time.monotonic`
 
     def gives_way(self) -> bool:
-        """Whether it can do without its locks for a while, since nothing depends on them yet."""
+        """Whether it can lose its locks for a while, since it has loaded nothing yet."""
 
 
 class _Waiter:
@@ -52,42 +53,42 @@ class _Waiter:
         self.gate.acquire()
 
     def chain(self) -> Iterator[tuple["_Waiter", Any]]:
-        """It, who holds what it waits for, what that one waits for, and so on."""
+        """This waiter with its lock's holder, then the holder's own waiter with its, and so on."""
         wanted: _Waiter | None = self
         seen = set()
-        while wanted is not None and wanted not in seen:  # whoever closed a circle is being told
+        while wanted is not None and wanted not in seen:  # else a cycle, which is being refused
             seen.add(wanted)
             holder = wanted.locks.holder(wanted.name)
             if holder is None or holder is wanted.holder:
-                return  # somebody who can go on
+                return  # this waiter can go on
             yield wanted, holder
             wanted = _everyone.waiting.get(holder.thread)
 
     def needs(self, thread: int) -> bool:
-        """Whether it waits, in turn, for what a thread has."""
+        """Whether it waits, directly or through others, for a lock that ``thread`` holds."""
         return any(holder.thread == thread for _, holder in self.chain())
 
 
 class _Line(deque[_Waiter]):
-    """Those who wait for one lock, in order; the first stays in it until it has woken up."""
+    """The waiters for one lock, in order; the first stays in it until it has woken up."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.moved = time.monotonic()  #: when it began, or the first in it last got the lock
+        self.moved = time.monotonic()  #: when the line began, or a waiter last got the lock
 
 
 class _Everyone:
-    """What all tables of locks have in common."""
+    """The state that all tables of locks share."""
 
     def __init__(self) -> None:
         per_process(self, _Everyone._reset)
 
     def _reset(self) -> None:
-        self.mutex = threading.RLock()  # for the lines
+        self.mutex = threading.RLock()  # guards the lines
         self.waiting: dict[int, _Waiter] = {}  # by thread, to find cycles
 
     def free(self) -> None:
-        """Let go of the mutex, if an exception came before that was done."""
+        """Release the mutex, if a signal handler raised before that was done."""
         with contextlib.suppress(RuntimeError):
             self.mutex.release()
 
@@ -96,9 +97,9 @@ _everyone = _Everyone()
 
 
 class Locks:
-    """The locks of one place, with an entry for each name that is in use just now.
+    """The locks of one place, with an entry for each name in use.
 
-    A visit takes and releases as `take` and `release` do, but without the calls.
+    `_visit` has the code of `take` and `release` inline, to save the calls.
     """
 
     def __init__(self) -> None:
@@ -112,39 +113,39 @@ class Locks:
         return len(self.holders) + len(self.lines)
 
     def holder(self, name: str) -> Any:
-        """Who holds ``name``, or `None`."""
+        """The holder of ``name``, or `None`."""
         return self.holders.get(name)
 
     def take(self, name: str, holder: Holder) -> Any:
-        """Take ``name`` if it is free; who holds it then, or `None` where others are in line."""
+        """Take ``name`` if it is free and has no line; returns its holder, which may be `None`."""
         if name in self.lines:
             return self.holders.get(name)
         return self.holders.setdefault(name, holder)
 
     def hand_over(self, name: str, holder: Holder) -> None:
-        """Make ``holder`` the one who holds ``name``, in the place of one on the same thread."""
+        """Make ``holder`` the holder of ``name``, instead of another one on the same thread."""
         self.holders[name] = holder
 
     def release(self, name: str, holder: Holder) -> None:
-        """Hand ``name``, if it is ``holder``'s, to the first in its line, or forget it."""
+        """Release ``name``, if ``holder`` holds it, and grant it to the first in its line."""
         if self.holders.get(name) is holder:
             del self.holders[name]
         if name in self.lines:
             self.grant(name, holder)
 
     def grant(self, name: str, gone: Holder) -> None:
-        """Give ``name``, if it is free, to the first in its line, but to ``gone``."""
+        """Give ``name``, if it is free, to the first in its line; ``gone`` leaves the line."""
         try:
             with _everyone.mutex:
                 for one in list(self.lines.get(name, ())):
-                    if one.holder is gone:  # it gave way, and does not come back
+                    if one.holder is gone:  # the place of a holder that gave way and has ended
                         self._take_out(one)
                 self._grant(name)
         finally:
             _everyone.free()
 
     def give_way(self, waiter: _Waiter, holder: Holder) -> None:
-        """Have ``waiter`` go before ``holder``, which waits for another lock; the mutex is ours."""
+        """Put ``waiter`` before ``holder``, which waits for another lock. Needs the mutex."""
         name = waiter.name
         line = _Line()
         line += [waiter, _Waiter(self, name, holder, place=True)]
@@ -155,10 +156,10 @@ class Locks:
         self._grant(name)
 
     def wait(self, name: str, holder: Holder, timeout: float) -> None:
-        """Take ``name``, which somebody else has, as soon as it is our turn.
+        """Wait in line for ``name``, which another holder has, and take it.
 
-        Raises `SessionBusy` when one and the same holder has had it for ``timeout`` seconds since
-        we came, or when waiting for it could never end.
+        Raises `SessionBusy` when the line has not moved for ``timeout`` seconds of this wait, or
+        when waiting could never end.
         """
         waiter = _Waiter(self, name, holder)
         try:
@@ -176,9 +177,9 @@ class Locks:
             raise SessionBusy(self._overdue(name, timeout), name)
 
     def _woken(self, waiter: _Waiter, since: float, timeout: float) -> bool:
-        """Wait until it is our turn; or, `False`, the line has not moved for ``timeout`` seconds.
+        """Wait for the waiter's turn; `False` if the line has not moved for ``timeout`` seconds.
 
-        They count from ``since`` at the earliest.
+        The seconds count from ``since`` at the earliest.
         """
         timeout = min(timeout, threading.TIMEOUT_MAX / 2)
         while True:
@@ -192,14 +193,14 @@ class Locks:
     def _enter(self, waiter: _Waiter) -> None:
         try:
             with _everyone.mutex:
-                _everyone.waiting[waiter.holder.thread] = waiter  # first, since it goes last
+                _everyone.waiting[waiter.holder.thread] = waiter  # first; `_leave` drops it last
                 line = self.lines.setdefault(waiter.name, _Line())
                 places = [number for number, one in enumerate(line) if one.holder is waiter.holder]
                 if places:
                     line[places[0]] = waiter
                 else:
                     line.append(waiter)
-                self._grant(waiter.name)  # it may have been released just before there was a line
+                self._grant(waiter.name)  # the lock may have been released before the line began
                 if self.holders.get(waiter.name) is not waiter.holder:
                     _break_cycle(waiter)
         finally:
@@ -225,7 +226,7 @@ class Locks:
         """Give a free lock to the first in its line."""
         line = self.lines.get(name)
         if not line:
-            self.lines.pop(name, None)  # an exception came when the last one was taken out
+            self.lines.pop(name, None)  # left empty by an interrupt in `_take_out`
             return
         first = line[0]
         if self.holders.setdefault(name, first.holder) is not first.holder:
@@ -233,8 +234,8 @@ class Locks:
         if first.place:
             waiting = _everyone.waiting.get(first.holder.thread)
             if waiting is not None and waiting.holder is first.holder:
-                with contextlib.suppress(SessionBusy):  # of one that is being told already
-                    _break_cycle(waiting)  # which has it now; maybe that closes one
+                with contextlib.suppress(SessionBusy):  # it is raised in the waiting thread already
+                    _break_cycle(waiting)  # its holder has one lock more, which may close a cycle
             if self.holders.get(name) is first.holder:
                 self._take_out(first)
         elif first.gate.locked():
@@ -255,7 +256,7 @@ class Locks:
 
 
 def _break_cycle(waiter: _Waiter) -> None:
-    """Have somebody give way if those who wait for each other could wait for ever."""
+    """If ``waiter`` closes a cycle of waiting, have a holder in it give way, or raise."""
     chain = []
     for wanted, holder in waiter.chain():
         chain.append((wanted, holder))
@@ -281,7 +282,7 @@ _tables: "weakref.WeakValueDictionary[int, Locks]" = weakref.WeakValueDictionary
 
 
 def locks_of(place: object) -> Locks:
-    """The table of a place, an object that lives at least as long as the table."""
+    """The table of locks for ``place``, an object that lives at least as long as the table."""
     return _tables.setdefault(id(place), Locks())
 
 

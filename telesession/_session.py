@@ -1,6 +1,6 @@
-"""What a handler finds on its update: the session, or what stands in its place.
+"""The objects that an update shows to its handler: open and closed sessions, and `NoSession`.
 
-What is noted in a session's slots is the business of `telesession._visit`, and of nobody else.
+`telesession._visit` alone reads and writes the slots of a session.
 """
 
 import copy
@@ -13,19 +13,19 @@ from telesession.stores import Payload
 
 
 class Notes(dict[str, Any]):
-    """A dict with the notes that telesession makes about it: a session that is not open yet."""
+    """A session that is not open yet: a dict, with slots for what telesession knows of it."""
 
-    _plain = dict  #: the type that codecs see
+    _plain = dict  #: the type that codecs take it for
     __slots__ = ("_before", "_guests", "_name", "_options", "_stored", "_user")
-    _options: Any  #: of its declaration
-    _name: str  #: in the store
-    _user: Any  #: the visit that works on it just now, the innermost of several; or `None`
-    _stored: Payload | None  #: what the store has
-    _before: Payload | None  #: what the codec makes of the session while nothing has changed
-    _guests: dict[int, Any]  #: updates that show what was put in its place, by identity
+    _options: Any  #: the options of its declaration
+    _name: str  #: its name in the store
+    _user: Any  #: the innermost visit that uses it, or `None`
+    _stored: Payload | None  #: its payload in the store
+    _before: Payload | None  #: the payload of its unchanged content
+    _guests: dict[int, Any]  #: updates that show a value in its place, by `id`
 
     def _started(self) -> dict[Any, Any]:
-        """What a new one has; decoded, so that no part of it is shared with the next one."""
+        """The data of a new session; decoded, so that two sessions share no part of it."""
         options = self._options
         start: dict[Any, Any] = options.start(self._name)
         if not start:
@@ -37,7 +37,7 @@ class Notes(dict[str, Any]):
         return started
 
     def _fill(self) -> None:
-        """Have what is stored, or what a new one has."""
+        """Take the stored data, or that of a new session."""
         options, stored = self._options, self._stored
         if stored is None:
             self.update(self._started())
@@ -47,14 +47,14 @@ class Notes(dict[str, Any]):
                 self._before = options.encoded(self._name, dict(self), stored)
 
     def _reload(self, payload: Payload | None = None) -> None:
-        """Have what is encoded in ``payload`` or else, again, what it was loaded with."""
+        """Replace the content by that of ``payload``, or by the content as it was loaded."""
         payload = self._before if payload is None else payload
         data = self._started() if payload is None else self._options.codec.loads(payload)
         dict.clear(self)
         dict.update(self, data)
 
     def _replacement(self, shown: Any) -> dict[str, Any]:
-        """The content of what was put in its place."""
+        """The content of the dict that a handler put in the session's place."""
         if shown is None:
             return {}
         if not isinstance(shown, dict):
@@ -72,14 +72,14 @@ class Notes(dict[str, Any]):
         return dict(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> dict[str, Any]:
-        kind: Any = Copied if memo else dict  # a part of something else that is copied, or not
+        kind: Any = Copied if memo else dict  # a memo means that an update is copied with it
         return kind(copy.deepcopy(dict(self), memo))  # type: ignore[no-any-return]
 
 
 class Copied(dict[str, Any]):
-    """What a session becomes where it is copied or pickled: an ordinary dict.
+    """A copied or unpickled session: a dict.
 
-    By its type one sees that an update which has it is a copy of one that had a session.
+    Its type shows that the update that holds it is a copy of an update with a session.
     """
 
     _plain = dict
@@ -92,7 +92,7 @@ class Session(Notes):
 
     def __getattr__(self, name: str) -> NoReturn:
         if name.startswith("_"):
-            raise AttributeError(name)  # what copy, pickle and the like look for
+            raise AttributeError(name)  # copy and pickle look for such names
         raise AttributeError(_by_item(self, name))
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -110,7 +110,7 @@ _NOTES = frozenset(("__class__", *Notes.__slots__))
 
 
 class _Closed:
-    """A container that can be read, and no longer changed; what it holds is closed as well."""
+    """A container that can be read but not changed; the containers in it are closed as well."""
 
     __slots__ = ()
     _name: str
@@ -143,7 +143,7 @@ class _Closed:
 
 
 class _Reading(_Closed, dict[str, Any]):
-    """How a closed dict is read."""
+    """The reading methods of a closed dict."""
 
     __slots__ = ()
 
@@ -200,9 +200,9 @@ _SHUT: dict[type, Any] = {dict: _ClosedDict, list: _ClosedList, set: _ClosedSet}
 
 
 class NoSession:
-    """Stands where a session would be, on an update for which the key function gave `None`.
+    """Stands in a session's place on an update for which the key function gave `None`.
 
-    It is falsy, and any other use raises `SessionUnavailable` with the reason.
+    It is falsy; any other use raises `SessionUnavailable` with the reason.
     """
 
     __slots__ = ("_property", "_reason")
@@ -222,7 +222,7 @@ class NoSession:
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
-            raise AttributeError(name)  # what copy, pickle and the like look for
+            raise AttributeError(name)  # copy and pickle look for such names
         self._refuse()
 
     def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
@@ -233,7 +233,7 @@ class NoSession:
 
 
 def check_free(update: Any, property: str, session: Notes | None = None) -> None:
-    """Refuse to hide an attribute that is not what an earlier handler left."""
+    """Refuse to hide an attribute, unless it is left from an earlier handler's session."""
     shown = getattr(update, property, None)
     missing = shown is None and not hasattr(update, property)
     if missing or isinstance(shown, (ClosedSession, NoSession, Copied)):

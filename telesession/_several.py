@@ -1,4 +1,7 @@
-"""What is asked of stores around a handler: of one, or of several as if they were one."""
+"""Calls of stores around a handler: to one store, or to several as if they were one.
+
+Client errors become `SessionStoreError`s here; `_visit` decides what to open and save.
+"""
 
 import contextlib
 import logging
@@ -13,11 +16,11 @@ from telesession.stores import Change, Payload, Store
 
 logger = logging.getLogger("telesession")
 
-_TURN = 20  # names, after which other threads have theirs
+_TURN = 20  # names listed before other threads get their turn
 
 
 class Share:
-    """The sessions that a visit has on one store: their lease, and what was stored of them."""
+    """A visit's sessions on one store: their lease, and their stored payloads."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -28,7 +31,7 @@ class Share:
         self._failed = False
 
     def open(self, names: Sequence[str], timeout: float) -> Sequence[Payload | None]:
-        """Lease further sessions, and read them."""
+        """Lease and read further sessions."""
         self._asked, self._answers = names, ()
         try:
             self.lease, self._answers = self.store.open(names, timeout, self.lease)
@@ -37,28 +40,28 @@ class Share:
         return [self.found[name] for name in names if self.has(name)]
 
     def has(self, name: str) -> bool:
-        """Whether a session is leased; which is noted here, since an interrupt may come before."""
+        """Whether a session is leased. Notes `open`'s answers, as an interrupt may stop `open`."""
         self.found.update(zip(self._asked, self._answers))
         return name in self.found
 
     def idle(self) -> bool:
-        """Whether nothing was leased: that was interrupted, or failed."""
+        """Whether nothing was leased, since `open` failed or was interrupted."""
         return self.lease is None and not self.found
 
     def commit(self, changes: Sequence[Change]) -> None:
-        """Write, and let go."""
+        """Write the changes, and release the lease."""
         try:
             self.store.commit(self.lease, changes)
         except BaseException as error:
             if isinstance(error, Exception):
-                # Whom a lease is of is not asked again; without one, it was no server that failed,
-                # but an exception out of a signal handler, as of an alarm.
+                # A server that failed is not asked again. A store without leases has no server:
+                # there, the error came out of a signal handler, such as an alarm's.
                 self._failed = self.lease is not None
                 failed("save", self.store, list(self.found), error)
             raise
 
     def take_back(self, changes: Sequence[Change]) -> list[str]:
-        """Undo what was written, if nobody wrote since; the names for which that failed."""
+        """Undo the changes, unless others wrote since; returns the names where undoing failed."""
         if self._failed:
             return []
         names = [name for name, payload, _ in changes if payload != self.found[name]]
@@ -78,7 +81,7 @@ class Share:
 
 
 def failed(what: str, store: Store, names: Sequence[str], error: Exception) -> NoReturn:
-    """Raise what is to be said of a store's error; one of our own says it itself."""
+    """Raise a `SessionStoreError` from a client's error; pass on a `SessionError`."""
     if isinstance(error, SessionError):
         error.about(names[0] if names else "")
         raise error
@@ -88,7 +91,7 @@ def failed(what: str, store: Store, names: Sequence[str], error: Exception) -> N
 def listed(store: Store, prefix: str) -> Iterator[str]:
     """The names that begin with ``prefix``, as `Store.names` gives them."""
     try:
-        names = store.names(prefix)  # at once, so that a store that can't list says so here
+        names = store.names(prefix)  # not in `each`, so that a store that can't list raises now
     except Exception as error:
         failed("list", store, [prefix[:-1]], error)
 
@@ -96,7 +99,7 @@ def listed(store: Store, prefix: str) -> Iterator[str]:
         try:
             for number, name in enumerate(names):
                 if number % _TURN == 0:
-                    time.sleep(0)  # so that threads with updates need not wait for a whole list
+                    time.sleep(0)  # lets threads with updates run
                 yield name
         except Exception as error:
             failed("list", store, [prefix[:-1]], error)
@@ -105,7 +108,7 @@ def listed(store: Store, prefix: str) -> Iterator[str]:
 
 
 def peeked(store: Store, name: str) -> Payload | None:
-    """What `Store.peek` gives."""
+    """The payload that `Store.peek` gives."""
     try:
         return store.peek(name)
     except Exception as error:
@@ -119,7 +122,7 @@ def commit_all(shares: Sequence[Share], changes: Sequence[Sequence[Change]]) -> 
         for share, theirs in zip(shares, changes):
             if share.idle():
                 continue
-            done.append((share, theirs))  # before, since an interrupt may come just afterwards
+            done.append((share, theirs))  # before the commit, which an interrupt may follow
             share.commit(theirs)
     except BaseException as error:
         left = [name for share, theirs in done for name in share.take_back(theirs)]
@@ -129,7 +132,7 @@ def commit_all(shares: Sequence[Share], changes: Sequence[Sequence[Change]]) -> 
 
 
 def let_go(store: Store, lease: Any, changes: Sequence[Change], names: Sequence[str]) -> None:
-    """Commit where an error that matters more is on its way to the caller."""
+    """Commit, and only log a failure, since the caller gets a more important error."""
     try:
         store.commit(lease, changes)
     except Exception as error:
@@ -147,12 +150,12 @@ def failure(what: str, store: Store, names: Sequence[str], error: Exception) -> 
 
 
 def _what(error: BaseException) -> str:
-    """The kind of an error and, if one of the system's is behind it, what that means.
+    """The type of an error and, if an `OSError` caused it, what its number means.
 
-    Not its text, which may quote what was to be stored.
+    Not the error's text, which may quote session data.
     """
     behind: BaseException | None = error
-    for _ in range(10):  # there may be a circle of them
+    for _ in range(10):  # the chain may be a cycle
         if isinstance(behind, OSError) and isinstance(behind.errno, int):
             return f"{called(type(error))} ({os.strerror(behind.errno)})"
         behind = getattr(behind, "__cause__", None) or getattr(behind, "__context__", None)

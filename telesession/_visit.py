@@ -1,15 +1,16 @@
 """What happens around a handler: one update's visit to the sessions of a stack.
 
-The sessions are locked in the order of their properties, loaded and shown on the update; the
-handler runs; the sessions are closed; what changed is saved; the locks are released.
+A visit locks the sessions in the order of their properties, loads them and shows them on the
+update. After the handler it closes them, saves the changes and releases the locks. It leaves
+locking to `_locks`, calls of stores to `_several`, and a thread's chain of visits to `_dispatch`.
 
 The outermost visit of a thread holds the locks and the leases. A decorated handler that is called
-in it, or an `open` block, is a part of it: what is open already is joined, what isn't is added, and
-all is saved in the end, by the outermost. A part that raises is taken back.
+inside of it, or an `open` block, is a part of it: the part joins sessions that are open already and
+adds the others, and the outermost visit saves them all. A part that raises is undone.
 
-Every update of every bot passes through here, so what is rare stands in methods of its own, and
-its attributes on the class. An exception out of a signal handler may come at any line: `leave` does
-what is still to be done, and is called again where it was interrupted itself.
+Every update of every bot passes through here, so rare cases have methods of their own, and rare
+attributes have their defaults on the class. A signal handler may raise at any line: `leave` does
+what is left to do, and is called again where it was interrupted itself.
 """
 
 import threading
@@ -35,35 +36,35 @@ _become: Any = vars(object)["__class__"].__set__  # the same, for another class
 
 
 class Dropped(SessionBusy):
-    """A session is in use, and its declaration says not to wait for it."""
+    """A session is in use, and the update is not to wait for it."""
 
 
 class Visit:
     """An update's visit to its sessions, or that of an `open` block."""
 
-    sessions: list[Notes]  #: those that it has locked, in this order
-    thread = 0  #: on which it is; 0 when there is nothing left to do
-    update: Any = None  #: which shows the sessions; `None` in an `open` block
-    store: Store | None = None  #: on which they are open, once they are
-    lease: Any = None  #: what the store gave for them
-    saving = False  #: whether the store may have been told what to write
-    saved = False  #: whether all was done that was to be saved
-    # What most visits don't have, at no cost to them.
+    sessions: list[Notes]  #: the sessions that it locks, in the order of locking
+    thread = 0  #: the thread that it runs on; 0 when nothing is left to do
+    update: Any = None  #: the update that shows the sessions; `None` in an `open` block
+    store: Store | None = None  #: the store that opened the sessions, once it has
+    lease: Any = None  #: the store's lease on the sessions
+    saving = False  #: whether the store may have received the changes
+    saved = False  #: whether no saving is left to do
+    # Most visits never set the rest, and pay nothing for defaults on the class.
     since = 0.0  #: when it began, by `time.monotonic`
     touch = True  #: whether sessions that are not saved begin a new ttl
-    again = False  #: whether leaving was interrupted
+    again = False  #: whether `leave` was interrupted
     left = False  #: whether it is left to the dispatch, with its sessions locked
-    task: Any = None  #: of an event loop, whose block it is
-    around: Any = None  #: what the thread was in the middle of
-    parent: "Visit | None" = None  #: the visit around it
-    root: "Visit | None" = None  #: the outermost one, if that is another one
-    own: Sequence[Notes] | None = None  #: those of its sessions that it has opened or joined itself
-    #: what is to be stored of sessions, by identity, that parts have changed while it was left
+    task: Any = None  #: the task of an event loop that runs the block
+    around: Any = None  #: the next visit or dispatch outwards on the thread
+    parent: "Visit | None" = None  #: the next visit outwards of the same task, or of none
+    root: "Visit | None" = None  #: the visit that saves for it; `None` if it saves by itself
+    own: Sequence[Notes] | None = None  #: the sessions that it opened or joined itself
+    #: what parts changed while it was left to the dispatch: payloads by the session's `id`
     pending: Mapping[int, Payload] = MappingProxyType({})
-    shares: Sequence[Share] = ()  #: in the place of `store` and `lease`, if there are several
+    shares: Sequence[Share] = ()  #: one for each store; replaces `store` and `lease`
     joined: "Sequence[_Join]" = ()
     absent: Sequence[tuple[str, NoSession]] = ()
-    before: "dict[int, _Before] | None" = None  #: how sessions of others were, by identity
+    before: "dict[int, _Before] | None" = None  #: how to undo this part: by the session's `id`
 
     def enter(
         self, thread: int, stack: Sequence[Options], store: Any, timeout: float, update: Any
@@ -181,14 +182,14 @@ class Visit:
                 innermost[thread] = self.around
         self.thread = 0
 
-    # From here on, what is rare: waiting, and visits inside of others.
+    # The rest is rare: waiting, and visits inside of other visits.
 
     def gives_way(self) -> bool:
-        """Whether it has not loaded anything yet, and can do without its locks for a while."""
+        """Whether it has loaded nothing yet, so that it can do without its locks for a while."""
         return self.store is None
 
     def find(self, locks: Locks, name: str) -> Notes | None:
-        """Its session of that name."""
+        """The session of this visit with that name."""
         for session in self.sessions:
             if session._name == name and session._options.locks is locks:
                 return session
@@ -202,7 +203,7 @@ class Visit:
         options.locks.wait(session._name, self, options.lock_timeout)
 
     def _lock(self, sessions: Sequence[Notes], again: bool = False) -> None:
-        """Lock them all: while we wait for one, others that we have may be taken from us."""
+        """Lock all sessions; while this visit waits for one lock, it may lose those it has."""
         waited = True
         while waited:
             waited = False
@@ -220,7 +221,7 @@ class Visit:
             self._show_closed(session, data)
 
     def _give_up(self) -> None:
-        """Save nothing. Where this is interrupted, we are called again, and then unlock anyway."""
+        """Save nothing. A second interrupt, when `leave` runs again, still unlocks everything."""
         again, self.again = self.again, True
         try:
             self._abandon()
@@ -232,16 +233,16 @@ class Visit:
             raise
 
     def _show_closed(self, session: Notes, data: dict[str, Any]) -> None:
-        """Have a closed session show what was put in its place."""
+        """Fill a closed session with the dict that replaced it, and show it on the update."""
         dict.clear(session)
         dict.update(session, data)
         setattr(self.update, session._options.property, session)
 
     def _abandon(self) -> None:
-        """Save nothing: close the sessions, and let go of the leases."""
+        """Close the sessions without saving, and release the leases."""
         self._close_unsaved()
         if self.lease is not None or self.store is not None:
-            store = self.store or self.sessions[0]._options.store  # an interrupt may have come
+            store = self.store or self.sessions[0]._options.store  # unset after an interrupt
             changes = [change for _, change in self._unsaved()]
             let_go(store, self.lease, changes, self._names())
 
@@ -259,7 +260,7 @@ class Visit:
             _dismiss(session)
 
     def _unsaved(self) -> list[tuple[Notes, Change]]:
-        """What is to be stored all the same: what parts have left, and a new time to live."""
+        """The changes to store although the handler failed: those of parts, and a new ttl."""
         found: list[tuple[Notes, Change]] = []
         for session in () if self.saving else self.sessions:
             stored, ttl = getattr(session, "_stored", None), session._options.ttl
@@ -272,9 +273,9 @@ class Visit:
         return found
 
     def pass_on(self, asked: bool) -> None:
-        """The handler is not for this update: leave the sessions to the next one, still locked.
+        """Leave the sessions, still locked, to the next handler, since this one doesn't match.
 
-        ``asked`` is whether a function was asked, which may have changed something.
+        ``asked`` is whether a condition function was called, which may have changed a session.
         """
         self.touch = False
         dispatch = running.get(self.thread)
@@ -289,8 +290,8 @@ class Visit:
         self.left = True
 
     def settle(self) -> None:
-        """No handler has come for what was left: save what others changed of it, and let go."""
-        if not self.thread:  # it was resumed, and has ended
+        """Save what parts changed of sessions that no later handler took over, and unlock them."""
+        if not self.thread:  # a later handler took it over, and has ended
             return
         self.left = False
         try:
@@ -306,9 +307,9 @@ class Visit:
     def enter_among(
         self, thread: int, stack: Sequence[Options], timeout: float, update: Any
     ) -> "Visit":
-        """`enter` where the thread is in the middle of something, or there are several stores.
+        """`enter` inside of another visit or a dispatch, or with several stores.
 
-        The visit that has the sessions open then: one that was left with just these, or this one.
+        Returns the visit that holds the sessions: one that was left with exactly these, or `self`.
         """
         left = _left_for(thread, stack, update)
         if left is None:
@@ -325,7 +326,7 @@ class Visit:
         raise NotImplementedError
 
     def _resume_all(self) -> None:
-        """Open the sessions again that were left to the dispatch, for its next handler."""
+        """Reopen the sessions that were left to the dispatch, for its next handler."""
         for session in self.sessions:
             session._user = self
             self._show(session)
@@ -335,7 +336,7 @@ class Visit:
         innermost[self.thread] = self
 
     def _show(self, session: Notes) -> None:
-        """Have the update show a session, which is open then."""
+        """Show a session on the update, and make it an open `Session`."""
         update, property = self.update, session._options.property
         if update is not None and getattr(update, property, None) is not session:
             check_free(update, property, session)
@@ -351,24 +352,24 @@ class Visit:
 
 
 class Wide(Visit):
-    """A visit with more to it.
+    """A visit that needs more than `Visit` does.
 
-    It is inside of another one, or that is inside of it; or its sessions have several stores, or
-    are left to the dispatch, or some of them are not there.
+    It is nested with another visit, has sessions on several stores or left to the dispatch, or its
+    update has no session for one of the declarations.
     """
 
-    apart = False  #: whether it is saved by itself, inside another one
-    blank = False  #: whether it is to empty its session, and need not read it
+    apart = False  #: whether it saves by itself although it is inside of another visit
+    blank = False  #: whether it empties its session, so that stored data need not be decoded
 
     def _load(self, session: Notes) -> None:
-        """Fill a session with what is stored of it, and show it on the update."""
+        """Fill a session from its stored data, and show it on the update."""
         session._before = None if self.blank else session._stored
         if not self.blank:
             session._fill()
         self._show(session)
 
     def save(self) -> None:
-        if not self.thread:  # it was left when the one around it ended
+        if not self.thread:  # the visit around it ended first, and has left this one
             return
         leave_inside(self.thread, self)
         self._check_absent()
@@ -410,11 +411,11 @@ class Wide(Visit):
                 setattr(self.update, property, absent)
         unlink(self.thread, self)
         super().leave()
-        self.own = self.before = None  # no circles, which only the garbage collector would free
+        self.own = self.before = None  # breaks reference cycles
         self.joined = ()
 
     def _abandon(self) -> None:
-        if self.root is not None:  # what it has leased for us stays with it
+        if self.root is not None:  # sessions that the root leased for this part stay with it
             for session in self.sessions:
                 _set(session, "_user", None)
             self._leave_leased(self.root)
@@ -446,7 +447,7 @@ class Wide(Visit):
         return sorted_out
 
     def _leave_showing(self, session: Notes, value: Any) -> None:
-        """Have our update show what the one of the visit around us does, to the end."""
+        """Show on this visit's update what the outer update shows, until the outer visit ends."""
         update = self.update
         setattr(update, session._options.property, value)
         if value is not session:
@@ -464,7 +465,7 @@ class Wide(Visit):
                 _dismiss(session)
 
     def _leave_leased(self, carrier: "Visit") -> None:
-        """Leave to another visit what is in its lease; it is done again if it was interrupted."""
+        """Hand over the sessions that ``carrier`` leased; called again after an interrupt."""
         kept = []
         for session in self.sessions:
             name, store, locks = session._name, session._options.store, session._options.locks
@@ -480,7 +481,7 @@ class Wide(Visit):
         self.sessions = kept
 
     def _move_to(self, other: "Wide") -> None:
-        """Have another visit of the same thread hold the sessions, and what they are leased by."""
+        """Hand over sessions, locks and leases to another visit of the same thread."""
         for session in self.sessions:
             other.sessions.append(session)
             session._options.locks.hand_over(session._name, other)
@@ -510,7 +511,7 @@ class Wide(Visit):
             self.store = self.store or store
 
     def _to_shares(self) -> list[Share]:
-        """Have shares in the place of a single store and lease."""
+        """Replace the single store and lease by a list of shares."""
         if isinstance(self.shares, list):
             return self.shares
         shares = []
@@ -523,7 +524,7 @@ class Wide(Visit):
         return shares
 
     def enter_block(self, options: Options, names: Sequence[str]) -> list[dict[str, Any]]:
-        """What an `open` block gets: the sessions of those names, in this order."""
+        """Open the sessions of an `open` block, and return them in the order of ``names``."""
         mind_stop()
         self.sessions = []
         self.thread = threading.get_ident()
@@ -569,7 +570,7 @@ class Wide(Visit):
                     self._check_joins(holder, session)
                     joins.append(session)
                     if holder.left and self.root is None and not self.apart:
-                        self.root = holder  # which saves all of it when the dispatch ends
+                        self.root = holder  # it saves when the dispatch ends
                 continue
             session = Notes()
             session._options = options
@@ -611,7 +612,7 @@ class Wide(Visit):
             innermost[thread] = self
 
     def _check_joins(self, holder: "Visit", session: Notes | None) -> None:
-        """Refuse to join what is not open yet, or what another task of this thread has open."""
+        """Refuse to join a session that is still opening, or that another task has open."""
         users = [holder] if session is None else [holder, session._user]
         for user in users:
             task = None if user is None else user.task
@@ -636,7 +637,7 @@ class Wide(Visit):
         raise SessionBusy(f"{name!r} {why}", name)
 
     def _note_before(self, joins: Iterable[Notes]) -> "dict[int, _Before]":
-        """Note how sessions are that we may change: those around us that are in use, and joins."""
+        """Note the state of the sessions that this part may change: joined ones and outer ones."""
         before: dict[int, _Before] = {}
         visit = self.parent
         while visit is not None:
@@ -652,20 +653,20 @@ class Wide(Visit):
         return before
 
     def _join(self, session: Notes) -> None:
-        """Show a session that is open already as the one who uses it just now shows it."""
+        """Join an open session: show it on this update as its current user shows it."""
         user, options = session._user, session._options
-        if type(session) is Notes:  # it could not be loaded then
+        if type(session) is Notes:  # the visit that locked it failed to load it
             self._load(session)
         was = value = _value(user, session)
         if type(session) is ClosedSession:
             _become(session, Session)
-        fresh = value is None or (user is None and not session)  # it was removed
+        fresh = value is None or (user is None and not session)  # it was removed before
         if fresh:
             session.clear()
             session.update(session._started())
             value = session
         elif not isinstance(value, dict):
-            session._replacement(value)  # which raises
+            session._replacement(value)  # always raises here
         join = _Join(session, user, was, value, fresh)
         update = self.update
         if update is not None and getattr(update, options.property, None) is not value:
@@ -678,9 +679,9 @@ class Wide(Visit):
         _set(session, "_user", self)
 
     def _resume(self, session: Notes, options: Options) -> None:
-        """Open a session again that was left to the dispatch."""
+        """Reopen a session that was left to the dispatch."""
         session._user = self
-        if type(session) is Notes:  # it was left when another could not be read
+        if type(session) is Notes:  # not loaded, since another session of its stack failed
             session._options = options
             self._load(session)
             return
@@ -690,7 +691,7 @@ class Wide(Visit):
         self._show(session)
 
     def _hand_back(self) -> None:
-        """Let those around us see what became of the sessions that we joined or added."""
+        """Give the sessions that this part joined or added to the visits around it."""
         update = self.update
         for join in reversed(self.joined):
             self._hand_back_one(join)
@@ -709,7 +710,7 @@ class Wide(Visit):
                 parent.before = {}
             for key, before in self.before.items():
                 name, locks = before.session._name, before.session._options.locks
-                if locks.holder(name) is not parent:  # which will save it, or not
+                if locks.holder(name) is not parent:  # a holder undoes its own by not saving
                     parent.before.setdefault(key, before)
 
     def _hand_back_one(self, join: "_Join") -> None:
@@ -717,14 +718,14 @@ class Wide(Visit):
         property = session._options.property
         shown = _value(self, session)
         if join.fresh and shown is session and dict(session) == session._started():
-            session.clear()  # nothing came of it: it stays removed
+            session.clear()  # unchanged since it began anew, so it stays removed
             shown = None
         around = next((one.update for one in _users(user, session) if one.update is not None), None)
         in_place = user is None or (user.update is None and join.was is not None)
         if not in_place:
             if getattr(around, property, None) is not shown:
                 setattr(around, property, shown)
-        elif shown is not join.was:  # a block has what it got, to its end
+        elif shown is not join.was:  # an `open` block keeps the dict that it got
             _refill(join.was, session._replacement(shown))
             shown = join.was
         if update is not None and (in_place or update is not around):
@@ -734,7 +735,7 @@ class Wide(Visit):
             self._put_down(session)
 
     def _put_down(self, session: Notes) -> None:
-        """Close a session that is nobody's until the outermost saves it, or another part joins."""
+        """Close a session that no visit uses until the root saves it or another part joins it."""
         _set(session, "_user", None)
         _become(session, ClosedSession)
         holder = session._options.locks.holder(session._name)
@@ -745,7 +746,7 @@ class Wide(Visit):
     def _content(
         self, session: Notes, replaced: list[tuple[Notes, dict[str, Any]]]
     ) -> dict[str, Any] | None:
-        """What there is to save of a session; `None` if it could not even be loaded."""
+        """The content to save of a session; `None` if it was never loaded."""
         if type(session) is Notes:
             return None
         if session._user is not self or self.update is None:
@@ -761,7 +762,7 @@ class Wide(Visit):
 
 
 def _left_for(thread: int, stack: Sequence[Options], update: Any) -> Visit | None:
-    """The visit that a handler under `when` has left, if it has just what the next one wants."""
+    """The visit that a handler under `when` left, if it has exactly the sessions of ``stack``."""
     dispatch = innermost.get(thread)
     if type(dispatch) is not Dispatch or dispatch.filtering or dispatch is not running.get(thread):
         return None
@@ -777,20 +778,20 @@ def _left_for(thread: int, stack: Sequence[Options], update: Any) -> Visit | Non
 
 
 class _Join:
-    """A visit's share in a session that another one has open."""
+    """How a visit uses a session that another visit has open."""
 
     def __init__(
         self, session: Notes, user: Any, was: Any, value: dict[str, Any], fresh: bool
     ) -> None:
         self.session = session
         self.user = user  #: the visit that used it before
-        self.was = was  #: what that one showed: the session, a dict in its place, or `None`
-        self.value = value  #: what we show
-        self.fresh = fresh  #: whether it begins anew, since it had been removed
+        self.was = was  #: what ``user`` showed: the session, a dict in its place, or `None`
+        self.value = value  #: what the joining visit shows
+        self.fresh = fresh  #: whether the session begins anew after a removal
 
 
 class _Before:
-    """How a session was before a part, which may fail; without a ``user``, as it was loaded."""
+    """A session's state before a part that may fail; ``added`` means that the part opened it."""
 
     def __init__(self, session: Notes, user: Any, added: bool = False) -> None:
         self.session = session
@@ -816,7 +817,7 @@ class _Before:
             if type(session) is not Notes:
                 _become(session, ClosedSession)
                 if session._before is None and session._stored is not None:
-                    session.__class__ = Notes  # it was emptied without being read
+                    session.__class__ = Notes  # a `remove` emptied it without decoding it
                     dict.clear(session)
                 else:
                     session._reload()
@@ -840,7 +841,7 @@ def _join_of(user: Any, session: Notes) -> "_Join | None":
 
 
 def _users(user: Any, session: Notes) -> Iterator[Any]:
-    """The visits that use a session, one inside the other, the innermost first."""
+    """The nested visits that use a session, the innermost first."""
     while user is not None:
         yield user
         join = _join_of(user, session)
@@ -848,7 +849,7 @@ def _users(user: Any, session: Notes) -> Iterator[Any]:
 
 
 def _value(user: Any, session: Notes) -> Any:
-    """What a visit shows of a session: the session itself, or what it has put in its place."""
+    """What a visit shows for a session: the session itself, or the value that replaced it."""
     if user is None:
         return session
     if user.update is not None:
@@ -861,14 +862,14 @@ def _value(user: Any, session: Notes) -> Any:
 
 
 def _dismiss(session: Notes) -> None:
-    """Have all updates show the session again that show what once was put in its place."""
+    """Show the session again on every update that shows a value in its place."""
     guests = getattr(session, "_guests", None)
     while guests:
         setattr(guests.popitem()[1], session._options.property, session)
 
 
 def _note_pending(session: Notes, holder: Any, payload: Payload | None) -> None:
-    """Have a visit that was left save that of a session, or `None` for what it was loaded as."""
+    """Set what a left visit saves of a session; `None` means that it saves no change."""
     if payload is not None or id(session) in holder.pending:
         holder.__class__ = Wide
         others = {one: what for one, what in holder.pending.items() if one != id(session)}
@@ -878,7 +879,7 @@ def _note_pending(session: Notes, holder: Any, payload: Payload | None) -> None:
 def _put(
     session: Notes, shown: Any, replaced: list[tuple[Notes, dict[str, Any]]]
 ) -> dict[str, Any]:
-    """The content of what a handler put in the place of its session, which is noted."""
+    """The content of the dict that replaced a session; notes the replacement in ``replaced``."""
     data = session._replacement(shown)
     replaced.append((session, data))
     return data
@@ -891,7 +892,7 @@ def _refill(target: dict[str, Any], content: dict[str, Any]) -> None:
 
 
 def in_use(options: Options, name: str) -> dict[str, Any] | None:
-    """What a session of which the calling thread is in the middle has in it now."""
+    """The present content of a session that the calling thread has open; else `None`."""
     thread = threading.get_ident()
     holder = options.locks.holder(name)
     if holder is None or holder.thread != thread or holder.task not in (None, current_task()):
