@@ -1,4 +1,7 @@
-"""The options of a declaration, checked; the name of a session; and the messages about both."""
+"""The options of a declaration: their checked values, and how sessions are named and encoded.
+
+`_checks` has the rules for single options; `_handler` and `_visit` use the result.
+"""
 
 import difflib
 import inspect
@@ -30,7 +33,7 @@ Busy: TypeAlias = Literal["wait", "drop"] | Callable[..., object]
 
 
 class Options:
-    """What `with_session` takes; all of it by keyword."""
+    """The options of `with_session`, all by keyword, checked and with their defaults."""
 
     def __init__(
         self,
@@ -47,7 +50,7 @@ class Options:
     ) -> None:
         self.property: str = checked_property(property)
         self.key: Callable[[Any], keys.Key] = checked_callable("key", key)
-        self._told = False  # whether `check_form` has spoken
+        self._told = False  # whether `check_form` has warned
         self.ttl: float | None = None if ttl is None else checked_seconds("ttl", ttl)
         self.given_store = default_store if store is None else store
         self.store: Store = as_store(self.given_store)
@@ -80,13 +83,13 @@ class Options:
         )
 
     def name_of_update(self, key: Any, update: Any) -> str | None:
-        """The name of the session with the key that the key function gave."""
+        """The name of the session with ``key``, which the key function gave for ``update``."""
         return self.name_of(
             key, f"the key function {called(self.key)} gave {key!r} for {kind(update)}"
         )
 
     def name_of(self, key: Any, given: str) -> str | None:
-        """The name of the session with that key; ``given`` says where it comes from."""
+        """The name of the session with ``key``; ``given`` says in a message who gave the key."""
         if key is None:
             return None
         if not isinstance(key, (str, int)) or isinstance(key, bool) or key == "":
@@ -98,7 +101,7 @@ class Options:
         return f"{self.prefix}{key}"
 
     def check_form(self, key: Any) -> None:
-        """Say it once in the log where a key is given that no handler would have: not a pair."""
+        """Warn once about a key that the key function never gives, since it is not a pair."""
         form = _PAIRS.get(id(self.key))
         if form is None or self._told or key is None or ":" in str(key):
             return
@@ -134,7 +137,7 @@ class Options:
         )
 
     def start(self, name: str) -> dict[Any, Any]:
-        """The data of a session that isn't stored yet."""
+        """The data of a new session."""
         data = self.initial()
         if not isinstance(data, dict):
             raise SessionDataError(
@@ -145,7 +148,7 @@ class Options:
         return dict(data)
 
     def decoded(self, name: str, stored: "str | bytes") -> dict[Any, Any]:
-        """What is stored of a session, brought to the form of today."""
+        """The data of a stored session, after ``upgrade``."""
         try:
             data = self.codec.loads(stored)
         except Exception as error:
@@ -164,7 +167,7 @@ class Options:
         return data
 
     def encoded(self, name: str, data: dict[Any, Any], before: "str | bytes | None") -> Any:
-        """What to store for ``data``; ``before`` itself where it says the same already."""
+        """The payload of ``data``, which is ``before`` itself if that means the same."""
         try:
             return self.encode(data, before)
         except codecs.Unkeepable as error:
@@ -187,7 +190,7 @@ class Options:
         )
 
 
-#: What our key functions give that give pairs, by their id.
+#: By the id of a key function that gives pairs: examples of its keys.
 _PAIRS = {
     id(keys.user_chat): "'42:-100', of user 42 in chat -100, or '42:42' in their private chat",
     id(keys.user_chat_inline): "'42:-100', or '42:42' in the private chat of user 42",
@@ -203,7 +206,7 @@ _KEEPS = {
 
 
 def check_known(options: dict[str, Any]) -> None:
-    """Refuse an option that there isn't, and name the one that may have been meant."""
+    """Refuse an unknown option, and suggest a similar one."""
     known = list(inspect.signature(Options).parameters)
     for option, value in options.items():
         if option not in known:

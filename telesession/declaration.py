@@ -1,4 +1,7 @@
-"""`with_session`, and the `Declaration` of a session that it gives."""
+"""`with_session`, and the `Declaration` that it returns.
+
+It leaves checking options to `_options`, handlers to `_handler`, and opening sessions to `_visit`.
+"""
 
 import contextlib
 import copy
@@ -28,7 +31,7 @@ else:
 _MISSING: Any = object()
 _SEVERAL = "open(keys=['1:99', '2:99'])"
 _OF_UPDATES = "open(keys=[session.key(message), session.key(reply)])"
-_KEYS = {  # of our key functions, by their id, those whose keys are parts of the update
+_KEYS = {  # by the id of a key function: an example of its keys, for messages
     id(key_functions.user): "message.from_user.id",
     id(key_functions.chat): "message.chat.id",
 }
@@ -36,7 +39,7 @@ _BARE = "when goes above a handler with parentheses: @session.when(step='name')"
 
 
 class _Mistakes:
-    """What a declaration is taken for, and what to write instead; type checkers need no words."""
+    """Messages for a declaration that is used as a session; type checkers see none of this."""
 
     if not TYPE_CHECKING:
 
@@ -46,7 +49,7 @@ class _Mistakes:
         __getitem__ = __setitem__ = __delitem__ = __contains__ = __iter__ = __len__ = _refuse
         __enter__ = __exit__ = _refuse
 
-        def __bool__(self) -> bool:  # which would else ask for the length
+        def __bool__(self) -> bool:  # without it, `bool` would call `__len__`
             return True
 
         def __getattr__(self, name: str) -> NoReturn:
@@ -107,7 +110,7 @@ class Declaration(_Mistakes, Generic[Data]):
         *conditions: Callable[[Data], object] | Callable[[Data, Any], object],
         **values: object,
     ) -> Callable[[Handler], Handler]:
-        """A decorator for a handler that is for some states of the session only.
+        """A decorator for a handler that runs only in some states of the session.
 
         ::
 
@@ -115,12 +118,11 @@ class Declaration(_Mistakes, Generic[Data]):
             @session.when(step="name")
             def take_name(message): ...
 
-        The handler runs if the session, locked and loaded, has all ``values`` (`None` also
-        stands for a key that it hasn't, a set for any of its members, a `State` for its name) and
-        all ``conditions`` are true, functions of the session or of the session and the update.
-        Else pyTelegramBotAPI goes on to its next handler. The session stays locked until a handler
-        has run or none matched, so nobody comes in between. Conditions are to look only, not to
-        change anything.
+        The session is locked and loaded. The handler runs if the session has all ``values`` and all
+        ``conditions`` are true. As a value, `None` also matches a key that is missing, a set
+        matches any of its members, and a `State` stands for its name. Else pyTelegramBotAPI goes on
+        to its next handler. The session stays locked until a handler has run or none matched, so no
+        other update comes in between. Conditions must not change the session.
 
         ::
 
@@ -129,10 +131,10 @@ class Declaration(_Mistakes, Generic[Data]):
 
         Args:
             conditions: functions of the session, or of the session and the update.
-            values: what the session has to have under these keys.
+            values: by key, the value that the session must have.
 
         Raises:
-            TypeError, ValueError: at decoration, for what can't be asked.
+            TypeError, ValueError: at decoration, for conditions or values that can't work.
         """
         if len(conditions) == 1 and not values and is_bare("when", conditions[0]):
             raise TypeError(_BARE)
@@ -147,7 +149,7 @@ class Declaration(_Mistakes, Generic[Data]):
         condition = Condition(conditions, values)
 
         def decorate(handler: Handler) -> Handler:
-            if not callable(getattr(handler, "__func__", handler)):  # an update: it was bare
+            if not callable(getattr(handler, "__func__", handler)):  # an update: `when` was bare
                 raise TypeError(_BARE)
             return wrap(self._options, handler, condition)
 
@@ -181,24 +183,24 @@ class Declaration(_Mistakes, Generic[Data]):
         >>> wallet.peek(key=42), wallet.peek(key=43)
         ({'coins': 6}, {'coins': 15})
 
-        Locked, loaded, saved and refused as in a handler. In a handler with sessions, or in
-        another block, it belongs to that one: it is saved with its sessions, all or none, and
-        stays locked until then; a session that is open there already is joined. It always waits
-        for a session that is in use, whatever ``busy`` says.
+        The session is locked, loaded, saved and refused as in a handler. Inside of a handler with
+        sessions, or of another block, the block is a part of that one: all sessions are saved
+        together, all or none, and stay locked until then; a session that is open there already is
+        joined. The block waits for a session that is in use, whatever ``busy`` says.
 
         Args:
-            update: whose session it is, by the declaration's key function; or
-            key: what the key function would give; or
-            keys: a list of several, each another one, for a list of sessions in this order. It
-                can't deadlock with others where the thread has none of them open yet.
+            update: the update whose session is opened, by the declaration's key function; or
+            key: the session's key; or
+            keys: a list of several distinct keys, for a list of sessions in this order. That can't
+                deadlock with other handlers if the thread has none of the sessions open yet.
             apart: whether to save and unlock at the end of the block, also inside a handler: for
-                a loop over many. What the handler has open already is joined all the same.
+                a loop over many sessions. A session that the handler has open is joined anyway.
 
         Raises:
             TypeError, ValueError: none of these was given, or more than one; a key twice.
             SessionUnavailable: the update has no session.
-            SessionBusy: others had it for ``lock_timeout`` seconds, or wait for this one.
-            SessionError: as a handler would.
+            SessionBusy: another handler had it for ``lock_timeout`` seconds, or waits for this one.
+            SessionError: as a handler would raise it.
         """
         self._check("open", update, key, keys, more)
         names = [self._name(update, one) for one in (keys if keys is not _MISSING else [key])]
@@ -217,9 +219,9 @@ class Declaration(_Mistakes, Generic[Data]):
         42:42 {'n': 1}
 
         No session is loaded or locked. Expired ones are left out; those that come or go meanwhile
-        may be missing or not. The store is asked page by page, so any number will do. What is
-        opened in the loop is opened in a handler without the session, or with ``apart=True``, so
-        that nobody waits until the loop is over.
+        may be missing or not. The store is asked page by page, so there may be any number. Open
+        sessions in the loop with ``apart=True``, or in a handler without sessions: else they
+        stay locked until the handler around the loop ends.
 
         Raises:
             SessionStoreError: the store can't list what it keeps, or failed.
@@ -233,7 +235,7 @@ class Declaration(_Mistakes, Generic[Data]):
     @overload
     def peek(self, *, key: str | int) -> Data | None: ...
     def peek(self, update: Any = _MISSING, *, key: Any = _MISSING) -> Any:
-        """A copy of what is stored, or `None`: for filters and middlewares that only look.
+        """A copy of the stored session, or `None`: for filters and middlewares that only read.
 
         >>> session = with_session(store={"session:42:42": '{"admin":true}'})
         >>> session.peek(key="42:42"), session.peek(key="43:43")
@@ -241,16 +243,16 @@ class Declaration(_Mistakes, Generic[Data]):
 
         As in ``@bot.message_handler(func=lambda m: (session.peek(m) or {}).get("admin"))``.
 
-        It neither waits nor locks, and begins no new ttl. In a handler that has the session, it is
-        a copy of what the handler has in it now. An update without a session has nothing stored.
+        It neither waits nor locks, and begins no new ttl. In a handler that has the session, it
+        copies the session's present content. For an update without a session it is `None`.
 
         Args:
-            update: whose session it is; or
-            key: what the key function would give.
+            update: the update whose session is read; or
+            key: the session's key.
 
         Raises:
             TypeError: neither was given, or both.
-            SessionDataError: what is stored can't be read.
+            SessionDataError: the stored data can't be read.
             SessionStoreError: the store failed.
         """
         self._check("peek", update, key)
@@ -269,23 +271,23 @@ class Declaration(_Mistakes, Generic[Data]):
     @overload
     def remove(self, *, key: str | int) -> None: ...
     def remove(self, update: Any = _MISSING, *, key: Any = _MISSING) -> None:
-        """Remove what is stored, also what can't be read; under the lock.
+        """Remove the stored session under its lock, even if its data can't be read.
 
         >>> session = with_session(store={"session:42:42": "can't be read"})
         >>> session.remove(key="42:42")
         >>> session.store
         {}
 
-        In a handler that has the session, it is emptied, and removed when the handler is saved.
+        In a handler that has the session, this empties it; it is removed when the handler is saved.
 
         Args:
-            update: whose session it is; or
-            key: what the key function would give.
+            update: the update whose session is removed; or
+            key: the session's key.
 
         Raises:
             TypeError: neither was given, or both.
             SessionUnavailable: the update has no session.
-            SessionError: as `open`.
+            SessionError: as `open` raises it.
         """
         self._check("remove", update, key)
         with self._block([self._name(update, key)], blank=True) as (data,):
@@ -311,7 +313,7 @@ class Declaration(_Mistakes, Generic[Data]):
     def _check(
         self, call: str, update: Any, key: Any, keys: Any = _MISSING, more: Sequence[Any] = ()
     ) -> None:
-        """Refuse what names no session, or more than one, and say what to write instead."""
+        """Refuse arguments that don't name one session, and say what to write instead."""
         one = sum(given is not _MISSING for given in (update, key, keys)) == 1 and not more
         listed = isinstance(keys, (list, tuple))
         wrong = next((each for each in (keys if listed else [key]) if is_update(each)), None)
@@ -375,47 +377,47 @@ class _WithSession(Protocol[_P]):
 
 
 def _taking(options: Callable[_P, Options]) -> _WithSession[_P]:
-    """Have `with_session` take what ``options`` takes, in the eyes of people and type checkers."""
+    """Make `with_session`, with the signature of ``options`` for `help` and type checkers."""
 
     def with_session(handler: Any = None, /, *args: Any, **given: Any) -> Any:
         """Give a handler a session: ``update.<property>``, a dict that is kept between updates.
 
-        Goes under the bot's own decorator. May be stacked, for several sessions in one handler,
-        and kept to declare one session for many handlers::
+        It goes under the bot's own decorator. It may be stacked, for several sessions in one
+        handler, and the declaration may be kept to decorate many handlers::
 
             @bot.message_handler(func=lambda m: True)
             @with_session(ttl=3600)
             def count(message):
                 message.session["n"] = message.session.get("n", 0) + 1
 
-        Handlers of one session run one at a time, in the order in which their updates came. What
-        a handler changes is saved when it returns, and not at all when it raises.
+        Handlers of one session run one at a time, in the order in which their updates came. The
+        changes of a handler are saved when it returns, and dropped when it raises.
 
         Args:
             property: the attribute of the update that holds the session.
-            key: which session an update belongs to: takes the update, returns a `str` or `int`,
-                or `None` for no session; see `telesession.keys`.
+            key: a function that takes an update and returns the key of its session, a `str` or
+                `int`, or `None` for no session; see `telesession.keys`.
             ttl: seconds (or a `timedelta`) after which a session expires that no update has
                 opened; `None` keeps it for good.
             store: where sessions are kept: a telesession store, any object with ``get`` and
                 ``set`` (or ``put``), any mutable mapping; `None` is an in-memory store shared by
                 all such declarations of the process.
-            initial: gives the data of a session that isn't stored yet, a new dict at each call; a
-                `TypedDict` also tells type checkers what `open`, `peek` and `when` hand out.
-            upgrade: called with the data of a stored session before anything else sees it, to
-                bring it to the form of today; what it returns is ignored, and what it changed is
+            initial: a function that returns the data of a new session, another dict at each call;
+                a `TypedDict` also gives type checkers the type that `open`, `peek` and `when` use.
+            upgrade: a function that gets the data of a stored session before all other code, and
+                brings it to its present form in place; its result is ignored, and its changes are
                 stored when the session is next written.
             codec: an object with ``dumps`` and ``loads``; `None` is the store's own: `pickle` in
                 memory, JSON everywhere else.
             lock_timeout: seconds (or a `timedelta`) to wait while one and the same other handler
                 has the session.
-            busy: what becomes of an update meanwhile: ``"wait"`` for its turn, while another
-                thread serves the bot; ``"drop"``, it is ignored; or a function that is called in
-                the handler's place, once for an update, with the handler's arguments.
+            busy: what happens to an update whose session is in use: with ``"wait"`` it waits for
+                its turn, while another thread serves the bot; with ``"drop"`` it is ignored; a
+                function is called with the handler's arguments in its place, once per update.
 
         Raises:
             TypeError, ValueError: at decoration, for an option that can't work.
-            SessionError: while the bot runs; `telesession.errors` has its kinds.
+            SessionError: while the bot runs; `telesession.errors` has its subclasses.
         """
         check_known(given)
         own_key = getattr(handler, "__module__", "") == key_functions.__name__

@@ -1,7 +1,7 @@
 """Leases: how a store keeps a session for one handler at a time across processes.
 
-A lease is a claim on a session for some seconds, under a token that nobody else knows. Whoever
-holds it may write; when its holder dies it runs out, and the session is free again::
+A lease is a claim on a session for some seconds, under a secret token. The lease's holder may
+write; when the holder's process dies, the lease runs out, and the session is free again::
 
     time    process A                      the server              process B
     ------  -----------------------------  ----------------------  ---------------------------
@@ -14,8 +14,8 @@ holds it may write; when its holder dies it runs out, and the session is free ag
             SessionLost
     12 s                                   nobody's                writes, and lets go
 
-`LeasingStore` does the waiting, the renewing and the bookkeeping; a store adds the three calls
-that its server has to carry out atomically.
+`LeasingStore` does the waiting, the renewing and the bookkeeping; it leaves to the modules `redis`,
+`sql` and `mongo` the three calls that their servers carry out atomically.
 """
 
 import contextlib
@@ -39,14 +39,14 @@ from telesession.stores import Change, Payload, Store, partly_saved
 
 logger = logging.getLogger("telesession")
 
-_LONGEST_POLL = 0.1  # seconds between two looks at a session that others have leased
+_LONGEST_POLL = 0.1  # seconds between two tries to lease a session that another holder has
 _LONGEST_TIME = 10**14  # milliseconds; servers refuse dates that are much later
-_LONGEST_NAP = 2.0  # seconds between two looks of the renewer at leases, or whether it is needed
-_MOST_SEEN = 1000  # leases in the way that are remembered
-_PATIENCE = 12  # after so many looks at nothing the renewer ends
+_LONGEST_NAP = 2.0  # seconds between two rounds of the renewer
+_MOST_SEEN = 1000  # foreign leases that are remembered
+_PATIENCE = 12  # idle rounds after which the renewer ends
 
 
-#: What tells one lease, and one renewal of it, from another: its token, and its beat.
+#: A lease's token, and a value that changes with each renewal of the lease.
 Beat: TypeAlias = tuple[str, Any]
 
 
@@ -54,9 +54,9 @@ class Held(Exception):
     """What `LeasingStore.acquire` raises for a session that another token holds.
 
     Args:
-        name: the session's.
-        token: that of its holder.
-        beat: anything that each renewal changes, compared with ``==``.
+        name: the session's name.
+        token: the holder's token.
+        beat: any value that each renewal changes; it is compared with ``==``.
     """
 
     def __init__(self, name: str, token: str = "", beat: Any = None) -> None:
@@ -70,7 +70,7 @@ class Held(Exception):
 
 
 class Lease:
-    """The sessions that one update has leased; it may come to have more of them."""
+    """The sessions that one update has leased; `LeasingStore.open` may add further ones."""
 
     __slots__ = (
         "__weakref__",
@@ -93,68 +93,68 @@ class Lease:
     ) -> None:
         self.groups = groups
         self.token = token
-        self.payloads = payloads  #: what was stored when they were opened
-        self.renewed = renewed  #: when it was last known to be ours, by `time.monotonic`
-        self.thread = threading.get_ident()  #: that of the handler
-        self.over = False  #: whether nothing is left to be done for it
-        self.unsure: list[Sequence[str]] = []  #: groups that it failed to add, let go of at its end
-        #: what is to be taken back of a commit that fails
+        self.payloads = payloads  #: the stored payloads when the sessions were opened
+        self.renewed = renewed  #: when the lease was last known to be held, by `time.monotonic`
+        self.thread = threading.get_ident()  #: the handler's thread
+        self.over = False  #: whether nothing is left to do for it
+        self.unsure: list[Sequence[str]] = []  #: groups that it failed to add, perhaps leased
+        #: what a failing commit has to undo
         self.written: list[tuple[Sequence[str], list[Change]]] = []
 
 
 class LeasingStore(Store):
     """A store that leases sessions, so that any number of processes can share it.
 
-    To write one, subclass it and implement `acquire`, `renew` and `write`. Each is one atomic
-    step on the server, for all names that it is given or none, and safe to call from several
-    threads at once. The server's clock says when a lease, or a session with a ttl, is over. What
-    is stored of a session comes back as it was given, `str` as `str` and `bytes` as `bytes`.
+    To write such a store, subclass this class and implement `acquire`, `renew` and `write`. Each
+    is one atomic step on the server, for all given names or none, and must be safe to call from
+    several threads at once. The server's clock decides when a lease, or a session with a ttl, is
+    over. A payload comes back with the type that it had, `str` or `bytes`.
 
-    Handlers of one process queue before they come here: two of them never ask for one session.
-    Where several store objects can stand for one place on the server, `identity` has to say so.
+    Handlers of one process queue before they call the store, so two of them never ask for one
+    session. Store objects that keep the same sessions on a server need the same `identity`.
 
-    The server's clock may be set, and a holder that died would then hold its sessions for as long
-    as the clock is behind. So a lease that nobody renewed for as long as it was asked for, by the
-    clock of one who waits, may be taken, too: `acquire` is told which those are. A lease's token
-    ends in the milliseconds that it was asked for.
+    If the server's clock is set back, a holder that died would hold its sessions for as long as
+    the clock is behind. So a waiting process watches the lease by its own clock, and may take it
+    once it was not renewed for its whole duration: `acquire` gets such leases as ``stale``. A
+    lease's token ends in its duration in milliseconds.
 
-    Where the server can only handle some sessions in one step, `groups` tells which; where it can
-    tell that a session became free, `wait` listens to it. Errors of the client are raised as they
-    are: the caller gets them as the cause of a `SessionStoreError`. The client is not asked again
-    then, since that may take as long once more; the renewer's thread lets go of what is leased.
+    Where the server can only handle some sessions in one step, `groups` says which; where it can
+    signal that a session became free, `wait` listens to it. Errors of the client are raised
+    unchanged: the caller gets them as the cause of a `SessionStoreError`. The handler's thread then
+    doesn't ask the client again, which may block as long again; the renewer releases the leases.
 
-    `open` adds to a lease that it is given: one `commit` then writes all its sessions. `commit` may
-    be called once more, with no changes, after an exception came out of it or instead of it.
+    `open` can add sessions to a lease: one `commit` then writes all sessions of it. `commit` may be
+    called again, with no changes, after it raised or after an interrupt came in its place.
 
     Args:
-        lease: seconds after which a session is free again if its process died, or stalled. It is
-            renewed for as long as the handler runs.
+        lease: seconds (or a `timedelta`) after which a session is free again if its process died or
+            stalled. The lease is renewed for as long as the handler runs.
     """
 
     def __init__(self, lease: float | timedelta) -> None:
         self.lease: float = checked_seconds("lease", lease)
-        self._seen: dict[str, tuple[Beat, float]] = {}  # of leases in the way: since when
+        self._seen: dict[str, tuple[Beat, float]] = {}  # foreign leases: beat, and since when
         self._renewer = _Renewer(self)
 
     @abstractmethod
     def acquire(
         self, names: Sequence[str], token: str, waited: float, stale: Mapping[str, Beat]
     ) -> Sequence[Payload | None]:
-        """Lease the sessions ``names`` to ``token`` for `lease` seconds, and read them, at once.
+        """Lease the sessions ``names`` to ``token`` for `lease` seconds and read them, in one step.
 
-        Returns what is stored of each, in this order, `None` where nothing is or it has expired.
-        If another token holds any of them, takes none and raises `Held`. For data that it can't
-        have written it raises `SessionDataError`; the leases are then let go of. ``waited`` is
-        for how many seconds the caller has tried before, 0 at first. In ``stale`` are sessions
-        whose holder is gone: what holds them counts as over if it still is that very token and
-        beat, whatever the server's clock says.
+        Returns the payload of each, in this order, `None` where nothing is stored or it has
+        expired. If another token holds any of them, leases none and raises `Held`. For foreign
+        data it raises `SessionDataError`; the caller then releases the leases. ``waited`` is the
+        seconds that the caller has waited so far, 0 at first. ``stale`` has sessions whose holder
+        is gone: a lease with that very token and beat counts as over, whatever the server's clock
+        says.
         """
 
     @abstractmethod
     def renew(self, names: Sequence[str], token: str) -> bool:
-        """Make leases of ``token`` last `lease` seconds from now; `False` if it lost one.
+        """Make the leases of ``token`` last `lease` seconds from now; `False` if it lost one.
 
-        Each time they have another beat. A lease that is over, and that nobody has taken, may be
+        Each renewal changes the beat. A lease that is over, but that no other token took, may be
         renewed or not.
         """
 
@@ -162,28 +162,27 @@ class LeasingStore(Store):
     def write(
         self, names: Sequence[str], token: str, changes: Sequence[Change], *, release: bool = True
     ) -> bool:
-        """Carry out ``changes``, and, if ``release``, let go of all ``names``.
+        """Write ``changes`` and, with ``release``, release the leases of all ``names``.
 
-        `False`, with nothing written, if ``token`` lost one of ``names``: where it can be, that is
-        only if others took it. ``changes`` concern some of ``names``, and may be none at all.
-        A client may send a request twice: where the first one let go, the second does nothing and
-        is `True`.
+        Returns `False`, with nothing written, if ``token`` lost the lease of one of ``names``; a
+        store that can tell counts a lease as lost only when another token took it. ``changes``
+        concern some of ``names``, and may be empty. A client may send a request twice: where the
+        first one released the leases, the second does nothing and returns `True`.
         """
 
     def groups(self, names: Sequence[str]) -> Sequence[Sequence[str]]:
-        """The same names, by what one step can handle, and always in the same order.
+        """The names, grouped by what one step can handle, in the same order at every call.
 
-        Sessions of several groups are written one group after the other, and what was written is
-        taken back if a later one can't be; only a process that dies or stalls in between leaves a
-        part.
+        Groups are written one after the other, and undone if a later group fails; only a process
+        that dies or stalls in between leaves a part of them written.
         """
         return [names]
 
     def wait(self, name: str, limit: float, waited: float) -> None:
-        """Return, after at most ``limit`` seconds, when ``name`` may be free.
+        """Return when ``name`` may be free, after ``limit`` seconds at the latest.
 
-        Sleeps for a part of the time already waited: short waits end promptly, and long ones ask
-        the server seldom.
+        Sleeps for a fraction of ``waited``, the seconds waited so far: a short wait ends promptly,
+        and a long one asks the server seldom.
         """
         pause = min(_LONGEST_POLL, 0.002 + waited / 4)
         time.sleep(min(limit, pause * random.uniform(0.5, 1.5)))
@@ -199,7 +198,7 @@ class LeasingStore(Store):
             lease = Lease(groups, token, found, asked)
             self._renewer.watch(lease)
         else:
-            lease.payloads.update(found)  # first, since an interrupt may come in between
+            lease.payloads.update(found)  # before the groups, since an interrupt may come between
             lease.groups = self.groups([*itertools.chain(*lease.groups), *names])
             lease.renewed = min(lease.renewed, asked)
         return lease, [found[name] for name in names]
@@ -210,14 +209,14 @@ class LeasingStore(Store):
             return
         kept = False
         try:
-            if not lease.written:  # else it is being taken back, and an interrupt came
+            if not lease.written:  # else an interrupt stopped undoing it
                 kept = self._write(lease, changes)
         except Exception as error:
-            # The client failed, and is not asked once more, which may take as long again. Only
-            # where a part may have been written, that is taken back.
+            # A client that failed is not asked again, which may block as long again, unless a
+            # part of the changes may have been written: that is undone.
             sure = bool(lease.written) and self.refused(error)
             if sure:
-                lease.written.pop()  # the last one, which was not done
+                lease.written.pop()  # the last group was refused, so nothing of it is written
             try:
                 if lease.written and (sure or len(lease.written[-1][1]) < len(changes)):
                     left = self._take_back(lease)
@@ -248,7 +247,7 @@ class LeasingStore(Store):
             raise lost
 
     def _end(self, lease: Lease, left: Sequence[Sequence[str]] = ()) -> None:
-        """Note that a lease is over, and let go in the background of what it may still have."""
+        """Mark a lease as over; the renewer releases the groups that it may still hold."""
         lease.over = True
         if left or lease.unsure:
             self._renewer.let_go([*left, *lease.unsure], lease.token)
@@ -263,7 +262,7 @@ class LeasingStore(Store):
         timeout: float,
         unsure: list[Sequence[str]] | None,
     ) -> tuple[dict[str, Payload | None], float]:
-        """Lease them, when others have let go; what is stored, and when it was asked for."""
+        """Lease the groups, waiting for other holders; the payloads, and when they were asked."""
         start = asked = time.monotonic()
         stale: dict[str, Beat] = {}
         with contextlib.ExitStack() as waiting:
@@ -272,7 +271,7 @@ class LeasingStore(Store):
                     return self._acquire(groups, token, asked - start, stale, unsure), asked
                 except Held as error:
                     held = error
-                # one who did not renew one of its sessions has lost the others with it
+                # a holder that didn't renew one session is gone, so its other leases are stale, too
                 gone = self._is_stale(held, asked) or held.token in dict(stale.values())
                 if gone and stale.get(held.name) != held.beat:
                     stale[held.name] = held.beat
@@ -288,7 +287,7 @@ class LeasingStore(Store):
         raise self._busy(held, mine)
 
     def _is_stale(self, held: Held, asked: float) -> bool:
-        """Whether a lease stood as it is for as long as its holder wanted it: that one is gone."""
+        """Whether a lease was not renewed for its whole duration, so that its holder is gone."""
         beat, since = self._seen.get(held.name, (None, 0.0))
         if beat != held.beat:
             self._seen[held.name] = held.beat, time.monotonic()
@@ -298,7 +297,7 @@ class LeasingStore(Store):
         return asked - since >= self._asked_for(held.token)
 
     def _asked_for(self, token: str) -> float:
-        """For how many seconds the holder of a token leases."""
+        """The duration in seconds of a lease with this token."""
         length = token.rpartition("-")[2]
         return int(length) / 1000 if length.isdecimal() else self.lease
 
@@ -337,8 +336,8 @@ class LeasingStore(Store):
             try:
                 found.update(zip(names, self.acquire(names, token, waited, stale)))
             except BaseException as error:
-                # These may be leased already. A client that failed is not asked once more here; and
-                # not before the token is used no more, since it may lease these after all.
+                # These may be leased. A client that failed is not asked again here, and not while
+                # the token is in use: a late request may lease them after their release.
                 asked = groups[: number + (not isinstance(error, Held))]
                 answers = isinstance(error, (Held, SessionDataError)) or _interrupts(error)
                 if not (answers and self._let_go(asked, token)):
@@ -353,12 +352,12 @@ class LeasingStore(Store):
         return found
 
     def _write(self, lease: Lease, changes: Sequence[Change]) -> bool:
-        """Write and let go; `False` if a lease is over. May leave something to take back."""
+        """Write and release; `False` if a lease is lost. `Lease.written` then is to be undone."""
         if len(lease.groups) == 1:
             return self.write(lease.groups[0], lease.token, changes)
         for names in lease.groups:
             mine = [change for change in changes if change[0] in names]
-            lease.written.append((names, mine))  # before, since it may fail after it was done
+            lease.written.append((names, mine))  # before, since a write may be done and still fail
             if not self.write(names, lease.token, mine, release=False):
                 lease.written.pop()
                 return False
@@ -368,7 +367,7 @@ class LeasingStore(Store):
         return True
 
     def _take_back(self, lease: Lease) -> list[str]:
-        """Write what was stored before, and let go of that; the names for which that failed."""
+        """Write the earlier payloads back and release; returns the names where that failed."""
         left = []
         for names, changes in lease.written:
             before = [(name, lease.payloads[name], ttl) for name, _, ttl in changes]
@@ -385,11 +384,11 @@ class LeasingStore(Store):
         return left
 
     def _let_go(self, groups: Sequence[Sequence[str]], token: str) -> bool:
-        """Let go without writing; whether the server answered."""
+        """Release without writing; returns whether the server answered."""
         try:
             for names in groups:
                 if not self.write(names, token, ()) and len(names) > 1:
-                    for name in names:  # one of them is lost, the others are not
+                    for name in names:  # one lease is lost, the others may be held
                         self.write([name], token, ())
         except Exception:
             return False
@@ -397,13 +396,13 @@ class LeasingStore(Store):
 
 
 class _Renewer:
-    """A thread that renews the leases of handlers that take long, and lets go where that failed.
+    """A thread that renews the leases of slow handlers, and repeats releases that failed.
 
     It looks at the leases six times in their duration and renews those that are a third of it
-    old: of those that end sooner it never tells the server. A lease that nobody has any more,
-    since Ctrl-C came before its handler had it, runs out. What a server that failed still has
-    leased is let go of as soon as it answers again. The thread is started when it is needed, and
-    ends with its store, or when there was nothing to do for a while.
+    old, so a quick handler costs no renewal. A lease that Ctrl-C kept from its handler is not
+    renewed, and runs out. Leases on a server that failed are released as soon as it answers again.
+    The thread is started when it is needed, and ends with its store, or when it was idle for a
+    while.
     """
 
     def __init__(self, store: LeasingStore) -> None:
@@ -413,10 +412,10 @@ class _Renewer:
         _renewers.add(self)
 
     def _reset(self) -> None:
-        self._mutex = threading.Lock()  # for the thread
+        self._mutex = threading.Lock()  # guards `_thread`
         self._thread: threading.Thread | None = None
         self.held: weakref.WeakValueDictionary[str, Lease] = weakref.WeakValueDictionary()
-        #: what is to be let go of, by token, and until when: then it has run out
+        #: by token: the groups to release, and when their leases have run out anyway
         self._owed: dict[str, tuple[Sequence[Sequence[str]], float]] = {}
 
     def watch(self, lease: Lease) -> None:
@@ -465,14 +464,14 @@ class _Renewer:
         for token, owed in list(self._owed.items()):
             store = self._store()
             done = store is None or store._let_go(owed[0], token) or time.monotonic() >= owed[1]
-            if done and self._owed.get(token) is owed:  # else there is more to let go of
+            if done and self._owed.get(token) is owed:  # else further groups were added
                 del self._owed[token]
 
     def _ends(self) -> bool:
-        """Whether to end: who comes after this finds no thread and starts another one."""
+        """Whether to end; from then on, a new lease starts another thread."""
         with self._mutex:
             thread, self._thread = self._thread, None
-            if self.held or self._owed:  # somebody came just before
+            if self.held or self._owed:  # a lease came just before
                 self._thread = thread
             return self._thread is None
 
@@ -482,13 +481,13 @@ class _Renewer:
         start = time.monotonic()
         try:
             if store and all(store.renew(names, lease.token) for names in groups):
-                if groups is lease.groups:  # else it has more by now, which may be older
+                if groups is lease.groups:  # else groups were added, whose leases may be older
                     lease.renewed = start
             else:
-                self.forget(lease)  # too late; saving will be refused
+                self.forget(lease)  # it is lost, and saving will be refused
         except Exception as error:
             if lease.token not in self.held:
-                return  # its handler has ended meanwhile
+                return  # the handler has ended meanwhile
             logger.warning(
                 "%r failed to renew the lease of %s with %s. The handler goes on; unless a later "
                 "try succeeds, saving will be refused.",
@@ -514,22 +513,22 @@ _identities: "weakref.WeakKeyDictionary[Any, dict[str, object]]" = weakref.WeakK
 
 
 def identity(owner: Any, space: str) -> object:
-    """The same object for the same part ``space`` of what ``owner``, a client, talks to."""
+    """The identity of the stores that keep sessions in ``space`` through the client ``owner``."""
     return _identities.setdefault(owner, {}).setdefault(space, object())
 
 
 def _interrupts(error: BaseException) -> bool:
-    """Whether it came out of a signal handler, such as Ctrl-C: the server may well be there."""
+    """Whether an error came out of a signal handler, such as Ctrl-C, and not from the server."""
     return not isinstance(error, Exception)
 
 
 def milliseconds(seconds: float) -> int:
-    """A lease, or a time to live, as servers take it."""
+    """A lease's duration, or a ttl, in whole milliseconds, as servers take it."""
     return max(1, round(min(seconds * 1000, _LONGEST_TIME)))
 
 
 def foreign(names: Sequence[str], place: str, cure: str) -> SessionDataError:
-    """What to raise for stored data that can't be ours."""
+    """The error for stored data that telesession can't have written."""
     return SessionDataError(
         f"{', '.join(map(repr, names))}: {place} has something there that telesession did not "
         f"write. It is left as it is, and the handler did not run. {cure}"

@@ -1,6 +1,6 @@
-"""What a store is, to telesession: it opens a set of sessions and commits what became of them.
+"""The interface of stores: a store opens a set of sessions and commits the changes to them.
 
-`telesession.memory` and `telesession.keyvalue` have the two that need no server.
+`telesession.memory` and `telesession.keyvalue` implement it without a server, `leases` with one.
 """
 
 from abc import ABC, abstractmethod
@@ -11,30 +11,30 @@ from telesession._checks import called
 from telesession.codecs import JSON, Codec
 from telesession.errors import SessionStoreError
 
-#: What a codec made of a session.
+#: A session as its codec encoded it.
 Payload: TypeAlias = str | bytes
 
 
-#: What becomes of one session at the end of an update: its name in the store, which is
-#: ``"<property>:<key>"``; what to keep, where `None` removes the session; and the seconds from now
-#: after which it expires, where `None` is never.
+#: A change to one session: its name in the store, ``"<property>:<key>"``; its new payload, where
+#: `None` removes the session; and the seconds from now after which it expires, where `None` is
+#: never.
 Change: TypeAlias = tuple[str, Payload | None, float | None]
 
 
 class Store(ABC):
-    """What telesession asks of a store: open a set of sessions, commit what became of them.
+    """The base class of stores: `open` a set of sessions, `commit` the changes to them.
 
     All sessions of a stack that live on one store are opened by one call and committed by one
     call, so a store can lease and read them in one round trip and write and release them in
-    another. Handlers of one process have queued before they come here. Only where a stack lives on
-    several stores, and a later one failed to commit, are the sessions of an earlier one opened once
-    more, with no time to wait, to take back what was written.
+    another. Handlers of one process queue before they call a store. Where a stack lives on several
+    stores, and a later one fails to commit, the sessions of an earlier one are opened once more,
+    with a ``timeout`` of 0, to undo the changes.
 
     Errors: a `SessionError` that a store raises is passed on; any other `Exception` reaches the
     caller as a `SessionStoreError` with that exception as its cause.
     """
 
-    #: Used by declarations that name no codec of their own.
+    #: The codec of declarations that name none.
     codec: Codec = JSON
 
     @property
@@ -49,34 +49,33 @@ class Store(ABC):
         """Read the sessions ``names``, in this order, `None` for each that isn't stored.
 
         A store that leases takes the leases first, for all or none, waits up to ``timeout``
-        seconds for them and then raises `SessionBusy`; the first item returned is its lease, in
-        whatever form, to be handed to `commit`. It is `None` for a store that can't fail.
+        seconds for them and then raises `SessionBusy`; the first item returned is its lease, an
+        object of any kind, which `commit` gets. It is `None` for a store that can't fail.
 
-        With ``lease``, which an earlier call returned and `commit` has not had yet, the sessions
-        are added to it, so that one commit writes all of them; it is returned. None of ``names``
-        is in it already. If this fails, ``lease`` is as it was before.
+        With ``lease``, which an earlier call returned and `commit` has not got yet, the sessions
+        are added to that lease, so that one commit writes all of them, and it is returned. None of
+        ``names`` is in it already. If this call fails, ``lease`` is as it was before.
         """
 
     @abstractmethod
     def commit(self, lease: Any, changes: Sequence[Change]) -> None:
-        """Carry out ``changes``, all or none of them, and let go of ``lease``.
+        """Carry out ``changes``, all or none of them, and release ``lease``.
 
-        Called for every `open` without ``lease``, with no changes when there is nothing to write.
-        Sessions that were opened and aren't named stay as they are. A store that leases writes
-        only while it holds the lease and raises `SessionLost` otherwise.
+        Called once for every `open` without ``lease``, with no changes when there is nothing to
+        write. Opened sessions that ``changes`` don't name stay as they are. A store that leases
+        writes only while it holds the lease, and raises `SessionLost` otherwise.
 
-        All or none also where an exception out of a signal handler, such as `KeyboardInterrupt`,
-        comes at any line. After an exception came out of it, or in its place, it may be called
-        once more with no changes: that lets go of ``lease`` if it is still held, and does nothing
-        otherwise.
+        All or none holds even if a signal handler raises at any line, as for `KeyboardInterrupt`.
+        After this call raised, or was interrupted before it began, it may be called again with no
+        changes: that releases ``lease`` if it is still held, and does nothing otherwise.
         """
 
     def names(self, prefix: str) -> Iterator[str]:
         """Iterate over the names of the stored sessions that begin with exactly ``prefix``.
 
-        Expired ones are left out. A store outside of the process is asked page by page, and
-        between two names nothing is held: other threads go on. Each session that is stored all
-        the while comes once; those that come or go meanwhile may be missing or not.
+        Expired ones are left out. A store outside of the process is asked page by page, and no lock
+        is held between two names. Each session that is stored all the while comes once; sessions
+        that come or go meanwhile may be missing or not.
 
         Raises `SessionStoreError`, at the call, where the store can't list what it keeps.
         """
@@ -87,21 +86,21 @@ class Store(ABC):
         )
 
     def cure(self, error: Exception) -> str:
-        """What to do about an error of the client: a sentence and a space, or nothing."""
+        """Advice on an error of the client: a sentence and a space, or ``""``."""
         return ""
 
     def refused(self, error: Exception) -> bool:
-        """Whether nothing was done, since the server refused, or was never asked.
+        """Whether ``error`` proves that the server did nothing: it refused, or was never asked.
 
-        Not where the answer may be all that is missing.
+        `False` where the server may have done it, and only its answer is missing.
         """
         return False
 
     def peek(self, name: str) -> Payload | None:
-        """Read one session as it is stored, or `None`, and change nothing by that.
+        """Read the payload of one session, or `None`, without a lease and without waiting.
 
-        It takes no lease and waits for nobody who has the session; the session expires when it
-        would have expired anyway, and is as long unused as it was.
+        That is no use of the session: its expiry, and its place among the least recently used,
+        stay as they are.
         """
         raise SessionStoreError(
             f"{self!r} can't read a session without opening it: open it, or use a store that can."
@@ -111,13 +110,13 @@ class Store(ABC):
 def partly_saved(
     store: Store, left: Sequence[str], failed: Sequence[str], error: Exception
 ) -> SessionStoreError:
-    """What to raise when what was saved could not be taken back.
+    """The error for a save that failed half-way and could not be undone.
 
     Args:
-        store: it failed.
+        store: the store that failed.
         left: the names of the sessions that stay saved.
-        failed: those among them for which saving failed, so that perhaps they were not.
-        error: why saving was given up.
+        failed: the names among ``left`` whose own saving failed, so that they may not be saved.
+        error: the error that ended the saving.
     """
     saved = ", ".join(repr(name) for name in left if name not in failed)
     unsure = ", ".join(map(repr, failed))
