@@ -1,6 +1,6 @@
-"""What is known of the objects that sessions are kept in: what they hide, how they connect.
+"""What `KeyValueStore` knows of common clients: failures that they hide, and their connections.
 
-They are known by the names of their classes, so that none of their libraries is imported.
+Clients are recognised by the names of their classes, so no client library is imported.
 """
 
 import contextlib
@@ -19,8 +19,8 @@ _MONTH = 30 * 24 * 60 * 60  # seconds
 
 _PYMEMCACHE = "pymemcache.Client((host, port), connect_timeout=3, timeout=3, default_noreply=False)"
 
-#: What to give instead of a class that hides failures whatever its options are. As measured with
-#: a server that stood still, or was dead, or from the source.
+#: By class that hides failures whatever its options are: the replacement. Found by tests with a
+#: stopped or dead server, or in the source.
 _HIDING = {
     "bmemcached.ClientMixin": _PYMEMCACHE,
     "cachelib.NullCache": "a cache that keeps something",
@@ -38,7 +38,7 @@ _HIDING = {
     "pylibmc.ClientPool": _PYMEMCACHE,
 }
 
-#: The options with which other classes hide failures: which, and what to change.
+#: By class: tests for options with which it hides failures, and what to change.
 _OPTIONS: dict[str, tuple[tuple[Callable[[Any], Any], str], ...]] = {
     "django_redis.RedisCache": (
         (lambda cache: cache._ignore_exceptions, '"IGNORE_EXCEPTIONS": False in its OPTIONS'),
@@ -50,7 +50,7 @@ _OPTIONS: dict[str, tuple[tuple[Callable[[Any], Any], str], ...]] = {
     "pymemcache.HashClient": (
         (lambda client: client.ignore_exc, "ignore_exc=False"),
         (lambda client: client.default_kwargs["default_noreply"], "default_noreply=False"),
-        # Else it answers "nothing" until it tries again, and asks another server after that.
+        # Else, after a failure, it answers "nothing stored", and later asks another server.
         (
             lambda client: (client.retry_attempts, client.retry_timeout) != (math.inf, -math.inf),
             "retry_attempts=math.inf, retry_timeout=-math.inf",
@@ -59,25 +59,25 @@ _OPTIONS: dict[str, tuple[tuple[Callable[[Any], Any], str], ...]] = {
 }
 _OPTIONS["pymemcache.PooledClient"] = _OPTIONS["pymemcache.Client"]
 
-#: Errors that a server answers with, or that a client raises before it asks one.
+#: Errors that are a server's answer, or that a client raises before it asks a server.
 _ANSWERS = {
     *("pymemcache.MemcacheClientError", "pymemcache.MemcacheServerError"),
     *("redis.DataError", "redis.ResponseError", "valkey.DataError", "valkey.ResponseError"),
 }
 
-#: Packages whose objects ask the client that they have as it is.
+#: Packages whose objects pass calls on to an inner client.
 _WRAPPERS = {"cachelib", "django", "django_redis", "flask_caching", "pymemcache"}
 
-#: Where objects have a client.
+#: The attributes that may have an inner client.
 _INNER = ("client", "_client", "_read_client", "_write_client", "_cache", "redis_connection")
 
 
 def check(store: Any, calls: Sequence[Any]) -> None:
-    """Raise `TypeError` for an object that can't keep sessions, as far as that can be known.
+    """Raise `TypeError` for an object that is known not to keep sessions safely.
 
     Args:
         store: the object.
-        calls: what is to be called of it.
+        calls: the methods that will be called.
     """
     kind = type(store)
     if any(map(_is_asynchronous, (*calls, getattr(kind, "execute_command", None)))) or (
@@ -117,9 +117,9 @@ def check(store: Any, calls: Sequence[Any]) -> None:
 
 
 def sync(store: Any) -> Callable[[], object]:
-    """What has a file written, so that a crash doesn't lose what is new.
+    """The function that writes a store's file to disk, so that a crash loses nothing.
 
-    Not for other objects, whose ``sync`` may be another thing: to Redis it is a replication.
+    For other objects it does nothing: their ``sync`` may mean something else, as Redis's does.
     """
     if isinstance(store, shelve.Shelf) or type(store).__module__ in ("dbm.dumb", "_gdbm"):
         return store.sync  # type: ignore[no-any-return]
@@ -127,9 +127,9 @@ def sync(store: Any) -> Callable[[], object]:
 
 
 def seconds(store: Any, ttl: float, now: float) -> int:
-    """A time to live as ``store`` takes it: whole seconds, rounded up; 0 if it can't be told.
+    """A ttl as ``store`` takes it: whole seconds, rounded up; 0 if it takes no such ttl.
 
-    memcached takes more than 30 days for a date, and knows none after 2038.
+    memcached takes more than 30 days for a Unix time, and none after 2038.
     """
     whole = math.ceil(ttl)
     if whole > _MONTH and any(kind.startswith("pymemcache.") for kind in _kinds(store)):
@@ -139,13 +139,13 @@ def seconds(store: Any, ttl: float, now: float) -> int:
 
 
 def answered(error: BaseException) -> bool:
-    """Whether the server answered with an error, or was not asked: so another request may be."""
+    """Whether the server answered with an error, or was not asked, so that it may be asked again."""
     kinds = _kinds(error)
     return not _ANSWERS.isdisjoint(kinds) and "pymemcache.MemcacheUnexpectedCloseError" not in kinds
 
 
 def refused(store: Any, error: Exception) -> bool:
-    """Whether nothing was done, also by an earlier try of a client that tries again by itself."""
+    """Whether nothing was done. Only for clients that don't retry: an earlier try may be done."""
     once = _kinds(store)[0] in ("pymemcache.Client", "pymemcache.PooledClient")
     return once and answered(error)
 
@@ -155,12 +155,12 @@ def _is_asynchronous(function: Any) -> bool:
 
 
 def _kinds(thing: Any) -> list[str]:
-    """The classes of an object, each with the name of its package only."""
+    """The classes of an object, each as "package.Class"."""
     return [f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in type(thing).__mro__]
 
 
 def _layers(store: Any, wrappers: set[str] | None = None, depth: int = 3) -> Iterator[Any]:
-    """An object, and the clients that it asks; if it belongs to ``wrappers``, if they are given."""
+    """An object and its inner clients; with ``wrappers``, only objects of these are looked into."""
     yield store
     kinds = _kinds(store)
     if not depth or (
@@ -176,9 +176,9 @@ def _layers(store: Any, wrappers: set[str] | None = None, depth: int = 3) -> Ite
 
 
 def _connections(store: Any) -> Iterator[Callable[[], object]]:
-    """What closes the connections of a client that opens others when it is next asked.
+    """Functions that close the connections of clients that open new ones at the next call.
 
-    Of Redis' clients those that are idle: another thread may be using the others.
+    For Redis clients they close idle connections only: other threads may use the others.
     """
     for client in _layers(store):
         kind = type(client)
@@ -198,22 +198,22 @@ def _connections(store: Any) -> Iterator[Callable[[], object]]:
 
 
 class Line(Mutex):
-    """The line to one object: one thread at a time has it, and gets no answer to another.
+    """Calls one object for one thread at a time, so that no call gets another call's answer.
 
-    Where an exception comes out of a signal handler between a command and its answer, a client may
-    take that answer for the one to its next command: another user's session. A forked child that
-    has the connection of its parent may read what is for the parent. So connections are closed
-    then, before anything else is asked, as far as the object has a way to do that.
+    If a signal handler raises between a command and its answer, a client may take that answer for
+    the one to its next command: another user's session. A forked child with its parent's connection
+    may read the parent's answers. So connections are closed then, before the next call, if it is
+    known how.
     """
 
     def __init__(self, store: Any) -> None:
         super().__init__()
         self._store = store
-        self._asked = False  #: and perhaps nobody has read the answer
+        self._asked = False  #: whether a call began whose answer may be unread
         self._process = os.getpid()
 
     def ask(self, call: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        """Call a method of the object, in `alone`."""
+        """Call a method of the object; only inside of `alone`."""
         if self._process != os.getpid():
             self._process = os.getpid()
             self._disconnect()
@@ -222,11 +222,11 @@ class Line(Mutex):
         self._asked = True
         try:
             answer = call(*args, **options)
-        except KeyError:  # a mapping's answer
+        except KeyError:  # a mapping's answer that the key is missing
             self._asked = False
             raise
         except Exception as error:
-            # One that came out of a signal handler looks like one of the client's.
+            # This may come out of a signal handler, as a `BaseException` surely does.
             if not self._disconnect() and _is_timeout(error):
                 self._close()
             self._asked = False
@@ -243,7 +243,7 @@ class Line(Mutex):
         self._asked = False
 
     def _disconnect(self) -> bool:
-        """Close the connections, if it is known how."""
+        """Close the connections; returns whether it is known how."""
         connections = list(_connections(self._store))
         for close in connections:
             with contextlib.suppress(Exception):
@@ -251,7 +251,7 @@ class Line(Mutex):
         return bool(connections)
 
     def _close(self) -> None:
-        """Close an object that is not known, unless it keeps its items itself, as a shelf does."""
+        """Close an unknown object, unless it holds its items itself, as a shelf does."""
         kind = type(self._store)
         if hasattr(kind, "close") and not hasattr(kind, "__getitem__"):
             with contextlib.suppress(Exception):

@@ -1,4 +1,7 @@
-"""Connections to a SQL database that are a store's own."""
+"""`SQLStore`'s own connections: their pool, when to try again, and what an error means.
+
+`_statements` has the SQL that runs on them, and `sql` decides which statements an update needs.
+"""
 
 import contextlib
 import random
@@ -16,22 +19,22 @@ from telesession._statements import BEGIN, Statement, Values
 
 Result = TypeVar("Result")
 
-_ATTEMPTS = 5  # to do it while other transactions are in the way
-_AT_ONCE = 0.5  # seconds within which a connection that was dead shows it; else it timed out
+_ATTEMPTS = 5  # tries while other transactions are in conflict
+_AT_ONCE = 0.5  # seconds within which a connection that was dead fails; a later failure timed out
 _BEFORE_FORK = 1.0  # seconds that a fork waits for threads that are using SQLite
 
-# Those of the parent of a forked child, for good: closed here, they would end for the parent.
+# The parent's engines, kept in a forked child: closing them here would end them for the parent.
 _inherited: list[sa.Engine] = []
 
 
 class Say:
-    """Says statements on a connection."""
+    """Runs statements on one connection."""
 
     __slots__ = ("cursor", "lost", "text")
 
     def __init__(self, cursor: Any, lost: DBAPIError | None) -> None:
         self.cursor = cursor
-        self.lost = lost  #: the error of the first try, if this is the second: it may have done it
+        self.lost = lost  #: at a second try, the error of the first, which may have been done
         self.text = ""
 
     def word(self, text: str, parameters: Any = ()) -> None:
@@ -39,12 +42,12 @@ class Say:
         self.cursor.execute(text, parameters)
 
     def do(self, statement: Statement, values: Values) -> int:
-        """How many rows it was done to."""
+        """Run a statement; returns how many rows it changed."""
         self.word(statement.text, statement.parameters(values))
         return int(self.cursor.rowcount)
 
     def ask(self, statement: Statement, values: Values) -> list[Any]:
-        """The rows that it gives."""
+        """Run a statement; returns its rows."""
         self.word(statement.text, statement.parameters(values))
         return list(self.cursor.fetchall())
 
@@ -57,23 +60,23 @@ class _WasDead(Exception):
 
 
 class Connections:
-    """A pool like that of an engine, and apart from it.
+    """A pool like an engine's, but separate from it.
 
-    Each statement is committed at once, unless a transaction is begun. SQLAlchemy's `Connection`
-    is passed by, since it takes several times as long as most statements do. A connection during
-    whose use an exception came is closed: an answer may be left on it, or a transaction. Unless
-    another transaction was just in the way, all are closed then, since the server may have been
-    restarted, or demoted.
+    Each statement is committed at once, unless a transaction is begun. The pool's raw connections
+    are used, since SQLAlchemy's `Connection` takes several times as long as most statements do. A
+    connection is closed when an exception came while it was used: it may have an unread answer or
+    an open transaction. Unless the error was a conflict with another transaction, all connections
+    are closed then, since the server may have been restarted or demoted.
     """
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
         self._dialect: Any = engine.dialect
         self._sqlite = engine.dialect.name == "sqlite"
-        # SQLite has one writer at a time, and whoever waits for the file looks at it ever more
-        # seldom: it is better that threads of one process wait for each other.
+        # SQLite has one writer at a time, and a waiting connection polls the file less and less
+        # often: threads of one process that wait for this mutex get their turns sooner.
         self._turn = Mutex()
-        self._locked = 0.0  # when one of them last gave up waiting for the file
+        self._locked = 0.0  # when a thread last gave up waiting for the file
         self._own: sa.Engine | None = None
         self._end: Any = None
         per_process(self, Connections._reset)
@@ -94,9 +97,9 @@ class Connections:
             self._own = None
 
     def _pause(self) -> None:
-        """Have no file of SQLite open at a fork: its library must not be carried across with one.
+        """Close all connections before a fork.
 
-        A child would believe that it has the locks of the parent's connections.
+        With an open file, SQLite in the child would believe that it holds the parent's locks.
         """
         deadline = time.monotonic() + _BEFORE_FORK
         self._turn.current().acquire(timeout=_BEFORE_FORK)
@@ -112,7 +115,7 @@ class Connections:
 
     @property
     def own(self) -> sa.Engine:
-        """The engine around the pool, made when it is first needed: listeners are there by then."""
+        """The engine around the pool, made at first use, when the user's listeners are in place."""
         if self._own is None:
             pool = self._engine.pool.recreate()
             sa.event.listen(pool, "connect", self._begin)
@@ -123,7 +126,7 @@ class Connections:
 
     @property
     def _begin(self) -> Callable[[Any, Any], None]:
-        """What is done with a new connection, after what the user's listeners do."""
+        """The listener that sets up a new connection, after the user's listeners have."""
         if self._sqlite:
             return _begin_sqlite
         dialect = self._dialect
@@ -137,16 +140,17 @@ class Connections:
         lasting: bool = False,
         reading: bool = False,
     ) -> Result:
-        """Do ``work`` on a connection.
+        """Call ``work`` with a connection, and return its result.
 
-        It is done again on a new connection where one of the pool turned out dead, and where the
+        The call is repeated on a new connection where a pooled one turned out dead, and where the
         database asks for that, as after a deadlock. Errors of the driver are raised as SQLAlchemy
-        raises them; their ``statement`` is `None` where there was no connection.
+        raises them; their ``statement`` is `None` where no connection was made.
 
         Args:
-            together: in a transaction, which is rolled back if ``work`` returns something false.
-            lasting: wait for the disk as the user has set it; on SQLite nothing else does.
-            reading: it writes nothing.
+            work: a function that runs statements; it must bear a second call.
+            together: use a transaction, which is rolled back if ``work`` returns a false value.
+            lasting: wait for the disk as the user has set it; on SQLite, other calls don't wait.
+            reading: ``work`` writes nothing.
         """
         if reading or not self._sqlite:
             return self._run(work, together, lasting, None)
@@ -161,7 +165,7 @@ class Connections:
         while True:
             attempt += 1
             pool = self.own.pool
-            # Somebody gave up waiting for the file while this thread waited for its turn.
+            # Another thread gave up waiting for the file while this one waited for its turn.
             hurry = since is not None and since < self._locked
             try:
                 return self._once(pool, work, together or attempt > 1, lasting, hurry, lost)
@@ -182,11 +186,11 @@ class Connections:
                 raise
 
     def close(self, pool: sa.Pool | None = None) -> None:
-        """Close all, if they are those of ``pool`` still; later ones are new."""
+        """Close all connections, unless ``pool`` has been replaced; later calls open new ones."""
         own = self._own
         if own is not None and pool in (None, own.pool):
             pool = own.pool
-            own.dispose(close=False)  # first, so that nobody puts one back unnoticed
+            own.dispose(close=False)  # replaces the pool first, so that `_once` sees it
             pool.dispose()
 
     def _once(
@@ -230,13 +234,13 @@ class Connections:
                 raise _WasDead(failed) from error
             raise failed from error
         connection.close()
-        if pool is not self.own.pool:  # the others were closed meanwhile
+        if pool is not self.own.pool:  # `close` ran meanwhile
             pool.dispose()
         return result
 
     def _failed(self, error: BaseException, connection: Any, say: Say | None) -> DBAPIError | None:
-        """The driver's error as SQLAlchemy's, if it is one."""
-        if isinstance(error, OSError):  # pg8000 lets it through
+        """A driver's error wrapped as SQLAlchemy wraps it; `None` for any other exception."""
+        if isinstance(error, OSError):  # pg8000 doesn't wrap it
             return OperationalError(
                 say.text if say else None,
                 None,
@@ -246,7 +250,7 @@ class Connections:
             )
         if not isinstance(error, self._dialect.loaded_dbapi.Error):
             return None
-        if say is None:  # there is not even a cursor: nothing was asked
+        if say is None:  # without a cursor nothing was sent
             return self._wrapped(error, None, True)
         gone = self._dialect.is_disconnect(error, connection.dbapi_connection, say.cursor)
         return self._wrapped(error, say.text, gone)
@@ -265,24 +269,24 @@ class Connections:
 
 
 def _begin_sqlite(connection: sqlite3.Connection, record: Any) -> None:
-    """Commit each statement at once, and note what is to be restored."""
-    if getattr(connection, "autocommit", -1) != -1:  # since Python 3.12; -1 leaves it to the other
+    """Commit each statement at once, and note the settings of the user's listeners."""
+    if getattr(connection, "autocommit", -1) != -1:  # from Python 3.12; at -1 isolation_level rules
         connection.autocommit = True  # type: ignore[attr-defined,unused-ignore]
     connection.isolation_level = None
     level, mode, patience = (
         connection.execute(f"PRAGMA {name}").fetchone()[0]
         for name in ("synchronous", "journal_mode", "busy_timeout")
     )
-    # what the user has set, and what is set now
+    # the user's setting, and the present one
     record.info["waits"] = (level, level) if mode == "wal" else (0, 0)
     record.info["patience"] = patience
 
 
 def _care(say: Say, info: Any, lasting: bool, hurry: bool) -> None:
-    """Have SQLite wait for the disk, and for the file, as is asked for.
+    """Set whether SQLite waits for the disk, and for the file.
 
-    In a file that is written ahead, what the system has is safe while the machine runs. If power
-    fails, whoever has a lease is gone with it.
+    In WAL mode, data that the system has is safe while the machine runs. A lease need not survive a
+    power failure, since its holder doesn't.
     """
     users, now = info["waits"]
     level = users if lasting else min(users, 1)
@@ -299,7 +303,7 @@ def _original(error: object) -> Any:
 
 
 def _number(error: Any) -> Any:
-    """What the server calls an error: five letters on PostgreSQL, a number on MySQL, or `None`."""
+    """The server's code of an error: an SQLSTATE on PostgreSQL, a number on MySQL, or `None`."""
     first = error.args[0] if error is not None and error.args else None
     if isinstance(first, dict):  # pg8000
         return first.get("C")
@@ -309,24 +313,24 @@ def _number(error: Any) -> Any:
 
 
 def is_conflict(error: BaseException) -> bool:
-    """Whether another transaction was in the way of this one, and the database says: once more.
+    """Whether a conflict with another transaction ended this one, which should then be repeated.
 
-    PostgreSQL's serialization failure and deadlock; MySQL's record that was changed since it was
-    read, and deadlock.
+    That is PostgreSQL's serialization failure and deadlock, and MySQL's deadlock and "record has
+    changed since last read".
     """
     return _number(_original(error)) in ("40001", "40P01", 1020, 1213)
 
 
 def is_locked(error: BaseException) -> bool:
-    """Whether SQLite waited in vain for a file that another connection has locked."""
+    """Whether SQLite gave up waiting for a file that another connection has locked."""
     original = _original(error)
     return isinstance(original, sqlite3.OperationalError) and "is locked" in str(original)
 
 
 def was_refused(error: BaseException) -> bool:
-    """Whether nothing was done: there was no connection, or the server answered that it refuses."""
+    """Whether nothing was done, since there was no connection, or the server refused."""
     if isinstance(error, sa.exc.TimeoutError):
-        return True  # the pool had no connection free
+        return True  # the pool had no free connection
     if not isinstance(error, DBAPIError):
         return False
     if error.statement is None:
@@ -337,7 +341,7 @@ def was_refused(error: BaseException) -> bool:
     if isinstance(original, sqlite3.Error):
         return "disk I/O" not in str(original)
     number = _number(original)
-    # those from 2000 to 2999 are of MySQL's clients
+    # MySQL's codes from 2000 to 2999 come from the client
     return number is not None and (isinstance(number, str) or not 2000 <= number < 3000)
 
 

@@ -1,4 +1,4 @@
-"""What `SQLStore` says to a database: its table, and the text of its statements."""
+"""`SQLStore`'s table, and the text of its statements; `_connections` runs them."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -7,10 +7,10 @@ from typing import Any, TypeAlias
 import sqlalchemy as sa
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 
-#: How many rows one purge removes at the most; some SQLite takes no 1000 names.
+#: How many rows one purge removes at the most; some SQLite versions take fewer than 1000 values.
 PURGE_LIMIT = 900
 
-# Seconds that a lease has been over before its row is removed: a stalled holder may still save.
+# Seconds after a lease's end before its row is removed: until then a stalled holder may still save.
 _GRACE = 3600.0
 
 _MYSQL_NOW = "timestampdiff(microsecond, '1970-01-01', utc_timestamp(6)) / 1e6"
@@ -21,10 +21,9 @@ _NOW = {
     "mysql": _MYSQL_NOW,
     "mariadb": _MYSQL_NOW,
 }
-#: The names of the dialects.
 DIALECTS = tuple(_NOW)
 
-# A transaction that begins to write at once is never told in its middle that it can't.
+# With IMMEDIATE, SQLite takes the write lock at the beginning, not in the middle of a transaction.
 BEGIN = {
     "sqlite": "BEGIN IMMEDIATE",
     "postgresql": "BEGIN ISOLATION LEVEL READ COMMITTED",
@@ -38,7 +37,7 @@ _NULL: Any = sa.null()
 
 
 def _number(value: float) -> Any:
-    """A number that is part of the text."""
+    """A number as a literal in the text."""
     return sa.literal_column(repr(value))
 
 
@@ -47,7 +46,7 @@ def is_mysql(dialect: sa.Dialect) -> bool:
 
 
 class _Name(sa.TypeDecorator[str]):
-    """A session's name. MySQL would compare text without regard to case and trailing spaces."""
+    """A session's name; bytes on MySQL, which compares text without case or trailing spaces."""
 
     impl = sa.Text
     cache_ok = True
@@ -67,26 +66,26 @@ def session_table(name: str, schema: str | None) -> sa.Table:
         name,
         sa.MetaData(),
         sa.Column("name", _Name, primary_key=True),
-        # null while a session that isn't stored is leased
+        # null while a session that is not stored is leased
         sa.Column(
             "payload", sa.Text().with_variant(mysql.LONGTEXT(charset="utf8mb4"), "mysql", "mariadb")
         ),
-        # all times are seconds since the epoch
+        # times are in seconds since the epoch
         sa.Column("expires", sa.Double, index=True),
-        # of whoever leased it last: it stays when that one lets go, so that a request that comes
-        # once more is known
+        # the last holder's token: it stays after the release, so that a repeated request is
+        # recognised
         sa.Column("token", sa.String(64)),
-        sa.Column("leased_until", sa.Double),  # null when it was let go of
+        sa.Column("leased_until", sa.Double),  # null after the release
         sa.Column("beat", sa.BigInteger),  # goes up with each lease and renewal
         schema=schema,
-        # MariaDB may have another one as its default, and only this one can roll back
+        # the default engine of a MariaDB server may lack transactions
         mysql_engine="InnoDB",
         mariadb_engine="InnoDB",
     )
 
 
 class Statement:
-    """The text of a statement, as the driver takes it, made once."""
+    """A statement, compiled once to the driver's text and order of parameters."""
 
     __slots__ = ("_constants", "_order", "text")
 
@@ -97,14 +96,14 @@ class Statement:
         self._constants = {name: each for name, each in compiled.params.items() if each is not None}
 
     def parameters(self, values: Values) -> Any:
-        """Named values as the driver takes them."""
+        """The values in the form that the driver takes."""
         if self._constants:
             values = {**self._constants, **values}
         return values if self._order is None else [values[name] for name in self._order]
 
 
 class Statements:
-    """All of them. Values: ``key`` is a session's name, ``holder`` a token."""
+    """All statements of a store; their value ``key`` is a session's name, ``holder`` a token."""
 
     def __init__(self, table: sa.Table, dialect: sa.Dialect, lease: float) -> None:
         self._table, self._dialect = table, dialect
@@ -116,7 +115,7 @@ class Statements:
         self._holder = holder = sa.bindparam("holder", type_=sa.String)
         leased = t.leased_until.is_not(None)
         mine = (t.name == key) & (t.token == holder) & leased
-        #: Whether a row's session can be leased: not again by a token that has let go of it.
+        #: Whether a row can be leased; a token can't lease again what it has released.
         self._vacant = (
             (t.leased_until <= now)
             | (leased & (t.token == holder))
@@ -141,14 +140,14 @@ class Statements:
         self.save_and_keep = self._text(update.values(**content))
         self.empty = self._text(update.values(payload=_NULL, expires=t.leased_until))
         self.delete = self._text(sa.delete(table).where(mine))
-        #: To let go is one of the two, by whether anything is stored.
+        #: One of the two releases a lease: the first if a payload is stored, else the second.
         self.release = (
             self._text(update.where(t.payload.is_not(None)).values(leased_until=_NULL)),
             self._text(sa.delete(table).where(mine, t.payload.is_(None))),
         )
-        #: Whose the row is: its token, and until when.
+        #: A row's holder: the token, and the end of the lease.
         self.whose = self._text(sa.select(t.token, t.leased_until).where(t.name == key))
-        #: Ends a lease that stood still.
+        #: Ends a lease that was not renewed since ``beat``.
         stood = (t.token == holder) & (t.beat == sa.bindparam("beat", type_=sa.BigInteger))
         self.end = self._text(
             sa.update(table).where(t.name == key, stood).values(leased_until=_number(0.0))
@@ -160,9 +159,9 @@ class Statements:
             t.name, _number(1), sa.bindparam("length", type_=sa.Integer), type_=_Name
         )
         asked = sa.case(((begin == key) & there, _number(1)), else_=_number(0)).label("asked")
-        #: The names that begin with ``key``, of its ``length``, among the next rows by the
-        #: database's own order, and the last of those rows in any case. Rows are chosen after they
-        #: are limited, or the planner may well read and sort the whole table for every page.
+        #: Among the next ``rows`` rows in the database's own order: the names that begin with
+        #: ``key``, which has ``length`` characters, and the last row's name in any case. The rows
+        #: are filtered after LIMIT; else a planner may read and sort the whole table for each page.
         page = (
             sa.select(t.name, asked)
             .where(t.name > sa.bindparam("last", type_=_Name))
@@ -176,7 +175,7 @@ class Statements:
             .where((page.c.asked == _number(1)) | (page.c.name == last))
             .order_by(page.c.name)
         )
-        #: What others are working with just now is left to them.
+        #: Skips rows that other transactions have locked.
         self.find_over = self._text(
             sa.select(t.name)
             .where(self._over)
@@ -188,22 +187,22 @@ class Statements:
         return Statement(what, self._dialect)
 
     def key(self, name: str) -> Any:
-        """A session's name, as the database has it."""
+        """A session's name in the database's form."""
         return name.encode() if self._encoded else name
 
     def keys(self, names: Sequence[str]) -> dict[str, Any]:
-        """The values of statements that are for several names."""
+        """The values of a statement for several names."""
         return {f"key{number}": self.key(name) for number, name in enumerate(names)}
 
     def _lease(self, count: int) -> tuple[Sequence[Statement], bool]:
-        """What leases that many sessions, and whether its last statement gives what `read` does.
+        """The statements that lease ``count`` sessions, and whether the last returns `read`'s rows.
 
-        It leaves sessions that another token holds as they are, and gives no rows of them.
+        They leave sessions that another token holds unchanged, and return no rows for those.
         """
         row = {"token": self._holder, "leased_until": self._until, "expires": self._until}
         rows: Any = [{"name": each, "beat": _number(0), **row} for each in _keys(count)]
         if self._encoded:
-            # An assignment here would see what the one before it made, or not, by sql_mode.
+            # In ON DUPLICATE KEY UPDATE, sql_mode decides whether an assignment sees earlier ones.
             upsert: Any = mysql.insert(self._table).values(rows)
             take = sa.update(self._table).where(self._table.c.name.in_(_keys(count)), self._vacant)
             return [
@@ -220,11 +219,11 @@ class Statements:
         return [self._text(upsert)], returns
 
     def _read(self, count: int) -> Statement:
-        """Reads so many rows: name, payload, token, beat, leased until, whether it has expired."""
+        """Reads ``count`` rows: name, payload, token, beat, leased until, and whether expired."""
         return self._text(sa.select(*self._columns).where(self._table.c.name.in_(_keys(count))))
 
     def _purge(self, count: int) -> Statement:
-        """Removes so many rows, if their time is over."""
+        """Removes those of ``count`` rows that have expired."""
         named = self._table.c.name.in_(_keys(count))
         return self._text(sa.delete(self._table).where(named & self._over))
 

@@ -1,4 +1,7 @@
-"""`KeyValueStore`: any object with get and set, or any mutable mapping, as a store."""
+"""`KeyValueStore`: any object with get and set, or any mutable mapping, as a store.
+
+`_clients` knows the classes of such objects, and calls them for one thread at a time.
+"""
 
 import base64
 import contextlib
@@ -16,35 +19,34 @@ from telesession import _clients
 from telesession.errors import SessionDataError, SessionStoreError
 from telesession.stores import Change, Payload, Store, partly_saved
 
-#: What the object gave for the sessions of a visit, by name.
+#: The texts that the object gave for the sessions of a visit, by name.
 Found: TypeAlias = dict[str, str | None]
 
 
 class KeyValueStore(Store):
     """Any object with ``get`` and ``set`` (or ``put``), or any mutable mapping, made a `Store`.
 
-    `with_session` wraps such an object by itself. Wrap it yourself to share a clock with it, or
-    to have the object expire sessions on its own.
+    `with_session` wraps such an object by itself. Wrap it yourself to give it a clock, or to have
+    the object itself expire sessions.
 
-    The object is handed strings, and may give back `str` or `bytes`. A falsy answer or a
-    `KeyError` means "nothing stored". ``delete``, or item deletion, is used where there is one,
-    else an empty string is set. An answer of `False` from ``set`` is a failure, and so is one from
-    ``delete`` where something is left. The object need not be thread-safe: it is called by one
-    thread at a time.
+    The object gets strings, and may give back `str` or `bytes`. A falsy answer or a `KeyError`
+    means "nothing stored". ``delete``, or item deletion, is used where there is one, else an empty
+    string is set. An answer of `False` from ``set`` is a failure, and so is one from ``delete`` if
+    the session is still there. The object need not be thread-safe: one thread at a time calls it.
 
-    Where several sessions are saved and one of them fails, those before it are put back. An object
-    that fails is not asked again for a single one, unless it is known to have answered. The names
-    of the sessions are listed for mappings and diskcache.
+    If one of several sessions can't be saved, the sessions before it are restored. If saving a
+    single session fails, the object is not asked again, unless it is known to have answered.
+    Sessions can be listed in mappings and diskcache.
 
-    After an exception out of a signal handler, or an error, the connections of a client of Redis
-    or memcached are closed, since an answer may be left there that nobody has read; it opens new
-    ones. Of other objects with get and set, ``disconnect_all``, or after such an exception or a
-    time-out ``close``, is called, where there is one.
+    After an error, or an exception out of a signal handler, the connections of a Redis or memcached
+    client are closed, since an answer may be left unread there; the client opens new ones. For
+    other objects with get and set, ``disconnect_all`` is called, or, after such an exception or a
+    time-out, ``close``, if the object has such a method.
 
-    JSON text is kept as it is. Before anything else, and before text with a ttl, stands a short
-    head, ``@<Unix time of expiry>@``, since most such stores know no expiry.
+    JSON text without a ttl is kept as it is. Other text has a short head,
+    ``@<Unix time of expiry>@``, since most such stores know no expiry.
 
-    Caches forget. What each drops by its defaults, and how to have it keep all:
+    Caches forget. This is what each drops by default, and how to make it keep everything:
 
     =====================  =========================================  ==========================
     cache                  forgets                                    keeps all with
@@ -66,17 +68,17 @@ class KeyValueStore(Store):
 
     Args:
         store: the object.
-        expire: the name of the argument of ``set`` that takes an expiry in seconds, for stores
-            that have one: ``"timeout"`` for cachelib, ``"expire"`` for diskcache. The object
-            then expires the session; without it expired content stays until it is next opened.
+        expire: the name of the argument of ``set`` that takes an expiry in seconds, if it has one:
+            ``"timeout"`` for cachelib, ``"expire"`` for diskcache. The object then expires
+            sessions; without it, expired content stays until the session is next opened.
         clock: the time in seconds since the epoch, as a callable; for tests.
 
     Raises:
-        TypeError: for what can't be a store: asynchronous clients, files of `dbm` that only one
-            thread can use, and clients that hide failures, so that what can't be read would seem
-            not to be stored. Of memcached's clients that leaves pymemcache's, without
-            ``ignore_exc`` and with ``default_noreply=False``; where it hashes, with
-            ``retry_attempts=math.inf, retry_timeout=-math.inf``.
+        TypeError: for an object that can't be a store: an asynchronous client, a `dbm` file that
+            only one thread can use, or a client that hides failures, so that a stored session
+            could seem to be missing. Of memcached's clients that leaves pymemcache's, without
+            ``ignore_exc`` and with ``default_noreply=False``; `HashClient` needs
+            ``retry_attempts=math.inf, retry_timeout=-math.inf``, too.
     """
 
     def __init__(
@@ -113,7 +115,7 @@ class KeyValueStore(Store):
         _clients.check(store, (get, put, delete))
         self.store = store
         self._get, self._put, self._delete = get, put, delete
-        # Reading an item of a cache would make it the last used.
+        # `get` of a cache would mark the item as recently used.
         cache = type(store).__module__.partition(".")[0] == "cachetools"
         self._get_unused = partial(_unused, store) if cache else get
         self._sync = _clients.sync(store)
@@ -153,7 +155,7 @@ class KeyValueStore(Store):
     def _carry_out(self, found: Found, changes: Sequence[Change]) -> None:
         texts, begun = [], []
         for name, payload, ttl in changes:
-            # What the object isn't told, or not exactly, the text tells.
+            # The text has the expiry, unless the object gets exactly the same one.
             expires = None if ttl is None or self._told(ttl) == ttl else self._clock() + ttl
             texts.append((name, None if payload is None else compose(payload, expires), ttl))
         try:
@@ -162,17 +164,17 @@ class KeyValueStore(Store):
                 self._write(name, text, ttl)
             self._sync()
         except BaseException as error:
-            # A single change can't be half done, and the store isn't asked again for it; unless it
-            # answers, since memcached drops what it had when it refuses what is too large.
+            # A single change can't be half done, so there is nothing to undo. But if memcached
+            # answers that a value is too large, it has dropped the earlier value.
             if not begun or (len(changes) == 1 and not self._answered(error)):
                 raise
             *saved, failed = begun
-            # the client's own error, if any, is on its way to the caller
+            # only the first error is for the caller
             with contextlib.suppress(Exception):
                 while saved:
                     self._write(*saved[-1])
                     saved.pop()
-                self._write(*failed)  # last, since there may be something wrong with it alone
+                self._write(*failed)  # last, since this one may fail again
                 self._sync()
             if not saved or not isinstance(error, Exception):
                 raise
@@ -185,14 +187,14 @@ class KeyValueStore(Store):
         for name in names:
             text, payload = self._read(name, self._get)
             if text is not None and payload is None:
-                self._write(name, None)  # it has expired
+                self._write(name, None)  # expired
                 text = None
             found[name] = text
             payloads.append(payload)
         return found, payloads
 
     def _read(self, name: str, get: Callable[[str], Any]) -> tuple[str | None, Payload | None]:
-        """The text that is kept, and the payload in it, `None` if that has expired."""
+        """The text that is kept, and its payload, which is `None` if it has expired."""
         try:
             text = self._ask(get, name)
         except KeyError:
@@ -211,13 +213,13 @@ class KeyValueStore(Store):
         return text, None if over else payload
 
     def _stored(self, prefix: str, keys: list[Any]) -> Iterator[str]:
-        """Those of ``keys`` that begin with ``prefix`` and are the name of a session."""
+        """The keys that begin with ``prefix`` and name a stored session."""
         for key in keys:
-            name = key.decode(errors="replace") if isinstance(key, bytes) else key  # as dbm's are
+            name = key.decode(errors="replace") if isinstance(key, bytes) else key  # dbm has bytes
             if isinstance(name, str) and name.startswith(prefix):
                 try:
                     stored = self.peek(name) is not None
-                except SessionDataError:  # it can be removed, at least
+                except SessionDataError:  # listed, so that the user can remove it
                     stored = True
                 if stored:
                     yield name
@@ -229,10 +231,10 @@ class KeyValueStore(Store):
         return isinstance(error, SessionStoreError) or _clients.answered(error)
 
     def _write(self, name: str, text: str | None, ttl: float | None = None) -> None:
-        """Keep a text, or nothing."""
+        """Set a text, or delete it if ``text`` is `None`."""
         if text is None and self._delete is not None:
             with contextlib.suppress(KeyError):
-                # Many answer False for what was not there.
+                # Many stores answer False if the key was missing.
                 if self._ask(self._delete, name) is False and self._ask(self._get_unused, name):
                     raise self._unsaved(name, "delete")
             return
@@ -242,7 +244,7 @@ class KeyValueStore(Store):
             raise self._unsaved(name, "set")
 
     def _told(self, ttl: float) -> int | None:
-        """What the object is told of a time to live."""
+        """A ttl as the object takes it; `None` if it expires nothing."""
         return _clients.seconds(self.store, ttl, self._clock()) if self._expire else None
 
     def _unsaved(self, name: str, method: str) -> SessionStoreError:
@@ -264,7 +266,7 @@ class KeyValueStore(Store):
 
 
 def compose(payload: Payload, expires: float | None) -> str:
-    """The text that is kept for a payload that expires at ``expires``, in seconds since the epoch.
+    """The text to keep for a payload that expires at ``expires``, in seconds since the epoch.
 
     >>> compose('{"n":1}', None), compose('{"n":1}', 1700000000.5), compose(b"n", None)
     ('{"n":1}', '@1700000000.5@{"n":1}', '@base64@bg==')
@@ -277,7 +279,7 @@ def compose(payload: Payload, expires: float | None) -> str:
 
 
 def parse(text: str) -> tuple[float | None, Payload]:
-    """Undo `compose`: when it expires, and the payload. Raises `ValueError` on anything else."""
+    """Undo `compose`: the expiry and the payload. Raises `ValueError` for any other text."""
     if not text.startswith("@"):
         return None, text
     head, payload = text[1:].split("@", 1)
@@ -295,15 +297,15 @@ def _unused(cache: "cachetools.Cache[str, Any]", name: str) -> Any:
 _BETTER = {"pymongo": "mongo.MongoStore(collection)", "sqlalchemy": "sql.SQLStore(engine)"}
 
 
-# By the identity of the object, which lives as long as a wrapper of it does.
+# By the object's `id`, which is valid as long as a wrapper of the object lives.
 _lines: "weakref.WeakValueDictionary[int, _clients.Line]" = weakref.WeakValueDictionary()
 _wrapped: "weakref.WeakValueDictionary[int, KeyValueStore]" = weakref.WeakValueDictionary()
 
 
 def as_store(store: Any) -> Store:
-    """``store`` itself if it is a `Store`, else the one `KeyValueStore` around it.
+    """``store`` itself if it is a `Store`, else the only `KeyValueStore` around it.
 
-    There is only one, so that a stack opens all its sessions on the same object together.
+    With one wrapper per object, a stack opens all its sessions on that object together.
     """
     if isinstance(store, Store):
         return store

@@ -1,4 +1,7 @@
-"""`MongoStore`: sessions in a MongoDB collection, safe for many processes, over pymongo."""
+"""`MongoStore`: sessions in a MongoDB collection, safe for many processes, over pymongo.
+
+Each step is one command on one document; `leases` does the waiting, renewing and undoing.
+"""
 
 import re
 import secrets
@@ -29,8 +32,8 @@ from telesession.errors import SessionStoreError
 from telesession.leases import Beat, Held, LeasingStore, foreign, identity, milliseconds
 from telesession.stores import Change, Payload
 
-_PAGE = 1000  # names that are read at once
-_DEEPEST = 50  # levels of a document, of which MongoDB allows a hundred
+_PAGE = 1000  # names that one query reads
+_DEEPEST = 50  # levels of a session that is kept as a document; MongoDB allows a hundred
 
 _NEVER_SENT = (ServerSelectionTimeoutError, InvalidOperation, DocumentTooLarge)
 
@@ -51,34 +54,37 @@ class MongoStore(LeasingStore):
             "delete_at": ISODate(...),        # the later of both times, for the TTL index
         }
 
-    ``session`` is a document if that gives the very same JSON again, else the JSON as a string
+    ``session`` is a document if that gives exactly the same JSON again, else the JSON as a string
     (for numbers of more than 64 bits, and keys with ``.`` or ``$``), and binary where the codec
-    makes bytes. Times are those of the server's clock, on a sharded cluster of the mongos'. What
-    expired is not read again, and MongoDB deletes it within a minute, as it does with the document
-    of a session that was never stored and whose process died.
+    makes bytes. Times are by the server's clock, on a sharded cluster by that of the mongos. An
+    expired session is not read again, and MongoDB deletes it within a minute, as it does with the
+    document of a session that was never stored and whose process died.
 
-    An update takes two round trips for each of its sessions: what MongoDB changes in one step is
-    one document. These commands are sent, all of them in the Stable API:
+    An update takes two round trips for each of its sessions, since MongoDB changes one document in
+    one step. The store sends these commands, all of them in the Stable API:
 
     * ``createIndexes`` once, for the TTL index;
     * ``findAndModify`` with ``upsert`` and a pipeline, by ``_id`` alone, to lease and read;
-    * ``update`` with a pipeline, to save, renew and let go, and ``delete`` for what is removed or
-      was never stored, both by ``_id`` and token;
+    * ``update`` with a pipeline, to save, renew and release, and ``delete`` for sessions that are
+      removed or were never stored, both by ``_id`` and token;
     * ``find`` on the primary, for `keys`, `peek`, and to see why a write found no lease.
 
-    The client's own write concern counts. With less than ``"majority"``, a failover can lose what
-    was saved last, and a lease. A client that was connected before a fork works in the child, but
-    pymongo warns of it: make it in the worker.
+    The store uses the collection's own write concern. With less than ``"majority"``, a failover can
+    lose the latest saves, and leases. A client that was connected before a fork works in the child,
+    but pymongo warns of it: make it in the worker.
 
     The collection needs no preparation. It may be sharded on ``_id``. Where its collation takes two
     sessions' names as equal, the second is refused. The client's user needs the role ``readWrite``.
-    The tests run on SecantusDB, where what the documentation and the source of MongoDB 5.0 to 8
-    refuse is refused as well, not on MongoDB itself. Amazon DocumentDB and Azure Cosmos DB are not
-    promised to work: nothing that we know of says that they take pipelines in updates.
+    The tests run on SecantusDB, not on MongoDB itself, and refuse there what the documentation and
+    the source of MongoDB 5.0 to 8 refuse. Amazon DocumentDB and Azure Cosmos DB are not promised to
+    work: we know of no statement that they take pipelines in updates.
 
     Args:
         collection: a ``pymongo.collection.Collection``.
         lease: seconds (or a `timedelta`) after which a session is free again if its process died.
+
+    Raises:
+        TypeError, ValueError: for a collection that can't work.
     """
 
     def __init__(self, collection: "Collection[Any]", *, lease: float | timedelta = 10.0) -> None:
@@ -128,8 +134,8 @@ class MongoStore(LeasingStore):
         if name in stale:
             held = [["$lease.token", _BEAT], [{"$literal": part} for part in stale[name]]]
             free.append({"$eq": held})
-        # A late copy of this request does not lease again what was let go of. A replica set sees to
-        # that itself where the client retries writes, by their transaction numbers.
+        # A late copy of this request must not lease again what was released. A replica set ensures
+        # that itself for retryable writes, by their transaction numbers.
         request = secrets.token_hex(4)
         lease = _if(
             {"$and": [{"$ne": ["$released.request", request]}, {"$or": free}]},
@@ -151,7 +157,7 @@ class MongoStore(LeasingStore):
             )
         except DuplicateKeyError:
             found = None
-        if found is None:  # others inserted it at this very moment
+        if found is None:  # another process inserted the document at the same moment
             raise Held(name)
         self._check(found, name)
         holder = found.get("lease", {})
@@ -190,7 +196,6 @@ class MongoStore(LeasingStore):
         return bool(deleted) or self._released(name, token, True)
 
     def names(self, prefix: str) -> Iterator[str]:
-        """The names of the stored sessions that begin with ``prefix``, each once."""
         name = {"$regex": "^" + re.escape(prefix)}
         while True:
             page = [
@@ -199,7 +204,7 @@ class MongoStore(LeasingStore):
                     {"_id": name, **_THERE},
                     {"_id": 1},
                     sort=[("_id", 1)],
-                    limit=-_PAGE,  # negative: in one answer, so that no cursor stays open
+                    limit=-_PAGE,  # negative: one answer, without a cursor that stays open
                 )
             ]
             if not page:
@@ -208,7 +213,6 @@ class MongoStore(LeasingStore):
             name["$gt"] = page[-1]
 
     def peek(self, name: str) -> Payload | None:
-        """What is stored of a session, without a lease."""
         found = self._documents.find_one({"_id": name, **_THERE}, {"session": 1})
         if found is None:
             return None
@@ -216,7 +220,6 @@ class MongoStore(LeasingStore):
         return _payload(name, found.get("session"))
 
     def refused(self, error: Exception) -> bool:
-        """Whether MongoDB answered that it did nothing, or was never reached."""
         if isinstance(error, (WriteConcernError, ExecutionTimeout)):
             return False
         if isinstance(error, OperationFailure):
@@ -231,7 +234,7 @@ class MongoStore(LeasingStore):
         return bool(self._documents.update_one(where, [{"$set": values}, _DELETE_AT]).matched_count)
 
     def _released(self, name: str, token: str, removed: bool) -> bool:
-        """Whether a write that found no lease is one that was done before."""
+        """Whether a write that found no lease is a copy of one that was done before."""
         found = self._documents.find_one({"_id": name}, {"released.token": 1})
         return removed if found is None else found.get("released") == {"token": token}
 
@@ -254,9 +257,9 @@ def _is(field: str, kind: str) -> dict[str, Any]:
 
 
 def _is_over(field: str) -> dict[str, Any]:
-    """Whether a date has passed; so has one that isn't there.
+    """A condition: the date has passed, or is missing.
 
-    As numbers, since SecantusDB takes ``$$NOW`` to be equal to every date.
+    Dates are compared as numbers, since SecantusDB takes ``$$NOW`` to be equal to every date.
     """
     return {"$lte": [{"$toLong": field}, {"$toLong": "$$NOW"}]}
 
@@ -268,17 +271,17 @@ def _mine(name: str, token: str) -> dict[str, Any]:
 _CONTENT = ("session", "expires")
 _BEAT = {"$ifNull": ["$lease.beat", 0]}
 _EXPIRED = {"$and": [_is("$expires", "date"), _is_over("$expires")]}
-#: Of documents with a session that can be read.
+#: Matches documents with a stored session that has not expired.
 _THERE: dict[str, Any] = {"session": {"$exists": True}, "$expr": {"$not": [_EXPIRED]}}
 _FOR_GOOD = {"$and": [{"$not": [_is("$session", "missing")]}, {"$not": [_is("$expires", "date")]}]}
 _LATER = _if(
     {"$gt": [{"$toLong": "$expires"}, {"$toLong": "$lease.until"}]}, "$expires", "$lease.until"
 )
-#: The last stage of every update.
+#: The last stage of every update, for the TTL index.
 _DELETE_AT: dict[str, Any] = {"$set": {"delete_at": _if(_FOR_GOOD, "$$REMOVE", _LATER)}}
 
 _NOT_PRIMARY = 10107
-#: What to do, by MongoDB's codes of errors.
+#: Advice by MongoDB's error codes.
 _CURES = {
     13: "Give the client's user the role readWrite on that database. ",
     61: "Shard the collection on _id. ",
@@ -289,7 +292,7 @@ _CURES = {
 
 
 def _readable(payload: Payload | None) -> Any:
-    """A document, where that gives the very same payload again."""
+    """The payload as a document, if that gives exactly the same payload again; else unchanged."""
     try:
         content = JSON.loads(payload)
         if isinstance(content, dict) and _storable(content, _DEEPEST):

@@ -1,4 +1,7 @@
-"""`RedisStore`: sessions on a Redis or Valkey server or cluster, safe for many processes."""
+"""`RedisStore`: sessions on a Redis or Valkey server or cluster, safe for many processes.
+
+The steps on the server are the scripts in ``lua``; `leases` does the waiting and renewing.
+"""
 
 import hashlib
 import inspect
@@ -17,16 +20,16 @@ from telesession.keyvalue import compose, parse
 from telesession.leases import Beat, Held, LeasingStore, foreign, identity, milliseconds
 from telesession.stores import Change, Payload
 
-_LONGEST_WAIT = 0.2  # seconds to wait to be woken; a holder that died wakes nobody
+_LONGEST_WAIT = 0.2  # seconds to wait for a wake-up; a holder that died sends none
 _REMEMBERED = 60_000  # milliseconds; by redis-py's defaults a request may be sent for 59 seconds
 _PAGE = 1000  # keys that the server looks at in one go
-_RECENT = 5000  # names that are known again if the server repeats them
+_RECENT = 5000  # names that are recognised if the server repeats them
 
 
 class _Script:
     def __init__(self, name: str) -> None:
         self.text = resources.files("telesession").joinpath("lua", name).read_text("utf-8")
-        # it is only a name, so that a machine in FIPS mode takes it, too
+        # not for security, so that Python in FIPS mode allows SHA-1
         self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
 
@@ -37,35 +40,35 @@ class RedisStore(LeasingStore):
     """Sessions on a Redis (6 or later) or Valkey server, or a cluster of them.
 
     An update takes two round trips, however many sessions are stacked on it: one leases and reads
-    them, the other writes them and lets go. Who waits for a session is woken by the server. On a
-    cluster a session and its lease share a slot; a stack whose sessions have several slots takes
-    two round trips or more for each of them.
+    the sessions, the other writes and releases them. The server wakes handlers that wait for a
+    session. On a cluster a session and its lease share a slot; a stack whose sessions have several
+    slots takes two round trips or more for each slot.
 
-    Sessions are strings, ``<prefix>{<property>:<key>}``: JSON as it is, and bytes, such as
-    pickles, as base64 behind ``@base64@``. They expire by the server's own expiry. Beside them are
-    ``...:lease`` while a handler runs, for a minute after each ``...:done:<token>``, by which a
-    request that the client sends twice counts once, and, for at most a second, ``...:wake``.
+    Sessions are strings under ``<prefix>{<property>:<key>}``: JSON as it is, and bytes, such as
+    pickles, as base64 behind ``@base64@``. They expire by the server's own expiry. Further keys
+    are ``...:lease`` while a handler runs; ``...:done:<token>`` for a minute afterwards, by which a
+    request that the client sends twice counts once; and ``...:wake`` for at most a second.
 
-    The server has to be the primary, with ``maxmemory-policy noeviction``, its default: what others
-    evict is lost. What it forgets when it crashes depends on ``appendonly`` and ``appendfsync``. A
-    client with its own user needs ``EVAL``, ``EVALSHA``, ``BLPOP``, and what the
-    scripts call (``GET``, ``SET``, ``DEL``, ``APPEND``, ``EXISTS``, ``RPUSH``, ``PEXPIRE``, and
+    The server has to be the primary, with ``maxmemory-policy noeviction``, its default: under other
+    policies it may evict sessions. ``appendonly`` and ``appendfsync`` decide what a crash loses.
+    An ACL user needs ``EVAL``, ``EVALSHA``, ``BLPOP``, and the commands of the
+    scripts (``GET``, ``SET``, ``DEL``, ``APPEND``, ``EXISTS``, ``RPUSH``, ``PEXPIRE``, and
     ``SCAN`` for `Declaration.keys`). A store that was used before a fork works in the children.
 
-    After an error, and an exception out of a signal handler, the client's idle connections are
-    closed; those in use are not.
+    After an error, or an exception out of a signal handler, the store closes the client's idle
+    connections; those in use stay open.
 
     Args:
         client: a ``redis.Redis``, ``valkey.Valkey``, or the ``RedisCluster`` or ``ValkeyCluster``
-            of the same packages, or what ``Sentinel.master_for`` gives. How often, and for how
-            long, a request is tried is the client's to say. While an update waits for a session
+            of the same packages, or what ``Sentinel.master_for`` gives. The client's options decide
+            how often, and for how long, a request is tried. While an update waits for a session
             that another process has, it uses one of the client's connections.
-        prefix: what the keys of all sessions begin with.
+        prefix: the beginning of all keys of the store.
         lease: seconds (or a `timedelta`) after which a session is free again if its process died.
 
     Raises:
-        TypeError, ValueError: for a client that can't work: one that is asynchronous, a pipeline,
-            one for replicas.
+        TypeError, ValueError: for a client that can't work: an asynchronous one, a pipeline, one
+            for replicas.
 
     >>> import redis
     >>> RedisStore(redis.Redis(), prefix="my-bot:")
@@ -91,7 +94,7 @@ class RedisStore(LeasingStore):
             raise ValueError(f"client={client!r} is for replicas: give Sentinel.master_for(...)")
         if not isinstance(prefix, str):
             raise TypeError(f"prefix={prefix!r} must be a str")
-        if "{}" in prefix:  # a cluster would then take no part of a key for its hash tag
+        if "{}" in prefix:  # with an empty first tag, a cluster hashes the whole key
             raise ValueError(f"prefix={prefix!r} must not contain '{{}}': leave that out")
         self.client = client
         self.prefix = prefix
@@ -101,9 +104,9 @@ class RedisStore(LeasingStore):
         per_process(self, RedisStore._reset)
 
     def _reset(self) -> None:
-        # of 15 digits each, and unlike those of other processes
+        # request numbers of 15 digits, from a random start, so that no other process has them
         self._numbers = itertools.count(10**14 + secrets.randbelow(8 * 10**14))
-        self._close_own()  # a forked child would share it with its parent
+        self._close_own()  # a forked child would share the connection with its parent
 
     @property
     def identity(self) -> object:
@@ -163,24 +166,24 @@ class RedisStore(LeasingStore):
         timeout = self._pool.connection_kwargs.get("socket_timeout") or _LONGEST_WAIT * 2
         limit = max(0.001, min(limit, timeout / 2, _LONGEST_WAIT))
         if self._send("BLPOP", self._data(name) + _WAKE, limit) is None:
-            time.sleep(0.001)  # else others never get the connection, where a pool has too few
+            time.sleep(0.001)  # lets other threads get a connection of a pool that is too small
 
     def names(self, prefix: str) -> Iterator[str]:
         """The names of the stored sessions that begin with ``prefix``.
 
-        Each comes once, but for those that are moved to another server of a cluster meanwhile.
+        Each comes once, unless a cluster moves it to another server meanwhile.
         """
-        # the brace at the end leaves out leases and what else is beside a session
+        # only keys of sessions end in a brace, those of leases don't
         pattern = re.sub(r"[*?\[\]\\]", r"\\\g<0>", f"{self.prefix}{{{prefix}") + "*}"
-        # A server repeats keys when its table has shrunk. It reads a table in such an order that
-        # what is in one place of a smaller table was read at one time, so that it is enough to
-        # remember the latest.
+        # SCAN repeats keys when the server's hash table shrinks. Its order is such that the keys
+        # which share a bucket of the smaller table come close together, so it is enough to remember
+        # the latest names.
         recent: set[str] = set()
         earlier: set[str] = set()
         for key in self._scan(pattern.encode()):
             try:
                 name = key.decode()[len(self.prefix) + 1 : -1]
-            except UnicodeDecodeError:  # not ours
+            except UnicodeDecodeError:  # telesession did not write it
                 continue
             if name in recent or name in earlier:
                 continue
@@ -190,7 +193,6 @@ class RedisStore(LeasingStore):
             yield name
 
     def peek(self, name: str) -> Payload | None:
-        """What is stored of a session, without a lease."""
         key = self._data(name)
         return _payloads([name], self._call(_ASK, "", [key], "GET", key))[0]
 
@@ -198,7 +200,7 @@ class RedisStore(LeasingStore):
         kinds = {kind.__name__ for kind in type(error).__mro__}
         if kinds & {"ResponseError", "UnicodeEncodeError"}:  # of whichever package the client is
             return True
-        # A client gets a connection before it sends anything; that of a cluster may do so again.
+        # A client gets a connection before it sends a command; a cluster's client may get several.
         return self._slot is None and any(
             frame.f_code.co_name == "get_connection"
             for frame, _ in traceback.walk_tb(error.__traceback__)
@@ -208,7 +210,7 @@ class RedisStore(LeasingStore):
         return _CURES.get(type(error).__name__, "")
 
     def _scan(self, pattern: bytes) -> Iterator[bytes]:
-        """The keys, of one server of a cluster after the other."""
+        """The keys that match, on one primary of a cluster after the other."""
         cluster = self._slot is not None
         for node in self.client.get_primaries() if cluster else [None]:
             where = {"target_nodes": node} if cluster else {}
@@ -231,10 +233,10 @@ class RedisStore(LeasingStore):
         *arguments: bytes | str | int,
         **where: Any,
     ) -> list[Any]:
-        """What a script answers, behind what tells this request from others, which it gives back.
+        """Run a script, and return its answer after checking that it answers this request.
 
-        An exception out of a signal handler can leave an answer unread on a connection, and the
-        client then takes it for that to the next request.
+        An exception out of a signal handler can leave an answer unread on a connection; the client
+        then takes it for the answer to the next request. So scripts repeat the request's number.
         """
         request = f"{token} {next(self._numbers)}".encode()
         asked = len(keys), *keys, request, *arguments
@@ -253,20 +255,20 @@ class RedisStore(LeasingStore):
         try:
             return self.client.execute_command(*command, NEVER_DECODE=True, **where)
         except BaseException as error:
-            # The answer may come yet, or the server may have been demoted.
+            # The answer may still come on its connection, or the server may have been demoted.
             if type(error).__name__ != "NoScriptError":
                 self._close_idle()
             raise
 
     def _close_idle(self) -> None:
-        """Close the connections that nobody uses, so that the next requests make new ones."""
+        """Close the idle connections, so that the next requests open new ones."""
         self._close_own()
         pools = [self._pool]
         if self._slot is not None:
             clients = [node.redis_connection for node in self.client.get_nodes()]
             pools = [client.connection_pool for client in clients if client is not None]
         for pool in pools:
-            queue = getattr(pool, "pool", None)  # of a BlockingConnectionPool
+            queue = getattr(pool, "pool", None)  # a BlockingConnectionPool has one
             if queue is None:
                 pool.disconnect(inuse_connections=False)
                 continue
@@ -275,7 +277,7 @@ class RedisStore(LeasingStore):
                     connection.disconnect()
 
     def _close_own(self) -> None:
-        connection = getattr(self.client, "connection", None)  # of a client that has a single one
+        connection = getattr(self.client, "connection", None)  # of a single-connection client
         if connection is not None:
             connection.disconnect()
 
@@ -297,7 +299,7 @@ _CURES = {
 def _payloads(names: Sequence[str], found: Sequence[bytes | None]) -> list[Payload | None]:
     try:
         return [None if each is None else parse(each.decode())[1] for each in found]
-    except ValueError as error:  # no UTF-8, for one
+    except ValueError as error:  # not UTF-8, or not a head of `compose`
         raise foreign(
             names, "the server", "Give RedisStore a prefix of its own, or delete the key."
         ) from error

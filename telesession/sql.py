@@ -1,4 +1,7 @@
-"""`SQLStore`: sessions in a SQL database, safe for many processes, over SQLAlchemy's drivers."""
+"""`SQLStore`: sessions in a SQL database, safe for many processes, over SQLAlchemy's drivers.
+
+`_statements` has the SQL, `_connections` the pool and its errors, `leases` waits and renews.
+"""
 
 import logging
 import random
@@ -23,30 +26,30 @@ logger = logging.getLogger("telesession")
 
 Result = TypeVar("Result")
 
-_PAGE = 1000  # rows that one statement looks at for their names
-_PURGE_INTERVAL = 1.0  # seconds, unless the last one found more rows than that
-_PURGE_SIZES = (1, 30, PURGE_LIMIT)  # numbers of names for which there is a statement
-_MAKING = 1.0  # seconds in which to try once more to make the table, while others do
+_PAGE = 1000  # rows that one statement of `names` looks at
+_PURGE_INTERVAL = 1.0  # seconds between two purges, unless the last one reached PURGE_LIMIT
+_PURGE_SIZES = (1, 30, PURGE_LIMIT)  # numbers of names, so that there are three statements only
+_MAKING = 1.0  # seconds in which to try again to make the table, while other processes make it
 
 
 class SQLStore(LeasingStore):
     """Sessions in one table of SQLite, PostgreSQL, MySQL (8 or later) or MariaDB (10.6 or later).
 
     The table is made when it is first needed. An update takes two steps: one leases and reads all
-    its sessions, the other writes them and lets go; of one session, each is a single statement on
-    PostgreSQL and SQLite. Leases, and sessions with a ttl, are over by the database's clock.
-    Sessions whose time is over are removed as updates come, at most 900 at a time.
+    its sessions, the other writes and releases them; for one session, each is a single statement on
+    PostgreSQL and SQLite. The database's clock decides when leases, and sessions with a ttl, are
+    over. Updates also remove expired sessions, at most 900 at a time.
 
     The store has a pool of connections of its own, made like the engine's when it is first needed:
-    as many connections again, at the most. Listeners of the engine's connections are called for
-    them; there are no events of statements, and ``echo`` shows none. ``engine.dispose()`` closes
-    them, too. After an error the server is asked again only where a connection of the pool was
-    dead before, and after a deadlock or serialization failure.
+    it may double the number of connections. The engine's listeners for connections are called for
+    them, its listeners for statements are not, and ``echo`` shows none. ``engine.dispose()`` closes
+    them, too. After an error the server is asked again only where a pooled connection had died
+    before, and after a deadlock or serialization failure.
 
-    SQLite is for the processes of one host. A file in which this store makes its table is put
-    into WAL mode; it is written by one process at a time, and so is each session. An update then
-    waits for the disk once, when it is saved, as ``PRAGMA synchronous`` of the connections says. A
-    file that others have locked is told after the ``timeout`` of sqlite3 (5 seconds).
+    SQLite is for the processes of one host. The store puts a file in which it makes its table into
+    WAL mode; one process writes the file at a time. An update then waits for the disk once, when
+    it is saved, as ``PRAGMA synchronous`` of the connections says. A file that another connection
+    has locked is an error after the ``timeout`` of sqlite3 (5 seconds).
 
     Deployments: a store that was used before a fork works in the children, with gunicorn's
     ``--preload`` as well; with SQLite, let no other connection of the program be open at the fork.
@@ -54,8 +57,8 @@ class SQLStore(LeasingStore):
     psycopg needs ``connect_args={"prepare_threshold": None}``. A role that may not create tables
     needs one made by another: ``SQLStore(engine).table.create(engine)``.
 
-    The tests were run with these drivers, each for single sessions, stacks, contention, a ttl,
-    requests that come twice, closed connections and a restart of the server:
+    The tests ran with these drivers, each for single sessions, stacks, contention, a ttl,
+    repeated requests, closed connections and a restart of the server:
 
     ===================================  ===========================================
     server                               drivers
@@ -68,12 +71,14 @@ class SQLStore(LeasingStore):
     ===================================  ===========================================
 
     Args:
-        engine: what ``sqlalchemy.create_engine`` gave, for a file or a server, with the pool that
-            it chooses or a `QueuePool` or `NullPool`; a `ValueError` or `TypeError` says what
-            can't work.
+        engine: an engine of ``sqlalchemy.create_engine`` for a file or a server, with its default
+            pool, a `QueuePool` or a `NullPool`.
         table: the name of the table.
         schema: the schema of the table, where it isn't the database's default.
         lease: seconds (or a `timedelta`) after which a session is free again if its process died.
+
+    Raises:
+        TypeError, ValueError: for an engine or a name that can't work.
 
     >>> SQLStore(sa.create_engine("sqlite:///sessions.db"))
     SQLStore(sqlite:///sessions.db, table='telesession')
@@ -116,7 +121,7 @@ class SQLStore(LeasingStore):
         self, names: Sequence[str], token: str, waited: float, stale: Mapping[str, Beat]
     ) -> Sequence[Payload | None]:
         sql = self._sql
-        ordered = sorted(names)  # here and below, so that transactions can't deadlock
+        ordered = sorted(names)  # the same order in all transactions, so that they can't deadlock
         (*before, last), returns = sql.lease(len(names))
         values = {**sql.keys(ordered), "holder": token}
         gone = [name for name in ordered if name in stale]
@@ -193,7 +198,7 @@ class SQLStore(LeasingStore):
             statements = (sql.save if release else sql.save_and_keep,)
         if any(say.do(each, values) for each in statements):
             return True
-        # A request that came before may have done it: a row that isn't there was removed.
+        # The same request may have been done before: a missing row may be one that it removed.
         whose = say.ask(sql.whose, values)
         done = release and ([*whose[0]] == [token, None] if whose else payload is None)
         if say.lost is not None and not done:
@@ -227,7 +232,6 @@ class SQLStore(LeasingStore):
         return ""
 
     def names(self, prefix: str) -> Iterator[str]:
-        """The names of the stored sessions that begin with ``prefix``, each once."""
         start = self._sql.key(prefix)
         values = {"key": start, "length": len(start), "last": self._sql.key(""), "rows": _PAGE}
         while page := self._run(lambda say: say.ask(self._sql.page, values), reading=True):
@@ -235,7 +239,6 @@ class SQLStore(LeasingStore):
             values["last"] = self._sql.key(_text(page[-1][0]))
 
     def peek(self, name: str) -> Payload | None:
-        """What is stored of a session, without a lease."""
         values = {"key": self._sql.key(name)}
         rows = self._run(lambda say: say.ask(self._sql.peek, values), reading=True)
         return _payload(name, rows[0][0] if rows else None)
@@ -246,7 +249,7 @@ class SQLStore(LeasingStore):
                 self._make()
             return self._connections.run(work, **how)
         except SQLAlchemyError:
-            self._made = False  # it may be another database when it is back
+            self._made = False  # the server may come back with another database
             raise
 
     def _make(self) -> None:
@@ -258,13 +261,13 @@ class SQLStore(LeasingStore):
             except SQLAlchemyError as error:
                 if self._there():
                     break  # another process was quicker
-                # SQLite doesn't wait where two change the file's mode at once
+                # SQLite doesn't wait where two connections change the journal mode at once
                 if not is_locked(error) or time.monotonic() - began > _MAKING:
                     raise
                 time.sleep(random.uniform(0, 0.05))
             finally:
                 if self.engine.dialect.name == "sqlite":
-                    self._connections.close()  # they don't know that it is written ahead
+                    self._connections.close()  # they were opened before the file was in WAL mode
         self._made = True
 
     def _there(self) -> bool:
@@ -280,11 +283,11 @@ class SQLStore(LeasingStore):
             self.table.create(connection)
             connection.exec_driver_sql("COMMIT")
         except BaseException:
-            connection.invalidate()  # not every driver knows that a transaction was begun
+            connection.invalidate()  # not every driver would roll back a transaction of this BEGIN
             raise
 
     def _purge(self) -> None:
-        """Remove sessions whose time is over."""
+        """Remove expired sessions, once in `_PURGE_INTERVAL` at the most."""
         if time.monotonic() - self._purged < _PURGE_INTERVAL:
             return
         self._purged = time.monotonic()
@@ -300,7 +303,7 @@ class SQLStore(LeasingStore):
         try:
             if self._run(work, together=True) == PURGE_LIMIT:
                 self._purged = 0.0  # there may be more
-        except SQLAlchemyError as error:  # the update has been saved: this can be done later
+        except SQLAlchemyError as error:  # the update is saved, and a later one can purge
             logger.debug("%r could not remove what expired: %s", self, type(error).__name__)
 
 
@@ -341,7 +344,7 @@ def _check(engine: sa.Engine) -> None:
 
 
 def _schema(engine: sa.Engine, schema: str | None) -> str | None:
-    """The schema's name, as ``schema_translate_map`` of the engine has it."""
+    """The schema's name after the engine's ``schema_translate_map``."""
     translated = engine.get_execution_options().get("schema_translate_map") or {}
     found: str | None = translated.get(schema, schema)
     return found
@@ -361,7 +364,7 @@ def _check_name(option: str, name: Any) -> None:
 
 
 def _in_memory(engine: sa.Engine, connections: Connections) -> bool:
-    """Whether it is a SQLite database without a file, as far as its URL lets us suspect that."""
+    """Whether an engine is for SQLite without a file; asks SQLite only if the URL looks like it."""
     file = engine.url.database or ""
     suspect = file in ("", ":memory:") or "memory" in f"{file}{engine.url.query.get('mode')}"
     if engine.dialect.name != "sqlite" or not suspect:
@@ -371,7 +374,7 @@ def _in_memory(engine: sa.Engine, connections: Connections) -> bool:
 
 
 def _text(name: Any) -> str:
-    """A session's name, as we have it."""
+    """A session's name as text, where a driver gives bytes."""
     return name if isinstance(name, str) else bytes(name).decode()
 
 

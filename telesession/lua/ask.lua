@@ -1,7 +1,7 @@
 -- Carry out one command that changes nothing.
 --
--- KEYS    those that the command reads
--- ARGV    1: what tells this request from all others
+-- KEYS    the keys that the command reads
+-- ARGV    1: a text that no other request has
 --         then the command and its arguments
--- Returns an array: ARGV[1], and what the command returns.
+-- Returns an array: ARGV[1], and the command's result.
 return {ARGV[1], redis.call(unpack(ARGV, 2))}

@@ -1,9 +1,9 @@
--- Have leases last: all of them, or none.
+-- Renew leases: all of them, or none.
 --
 -- KEYS    one for each session: its lease (see acquire.lua)
--- ARGV    1: the token of their holder, a blank, and the number of this request
+-- ARGV    1: the holder's token, a blank, and the number of this request
 --         2: how long they last from now, in milliseconds
--- Returns an array: ARGV[1], and 1, or 0 if one of the leases is over.
+-- Returns an array: ARGV[1], and 1, or 0 if the token lost one of the leases.
 local request, milliseconds = ARGV[1], ARGV[2]
 local token, number = string.sub(request, 1, -16), string.sub(request, -15)
 
@@ -16,7 +16,7 @@ for i, key in ipairs(KEYS) do
   local flag = string.sub(lease, -1) == '!' and '!' or ''
   renewed[i] = string.sub(lease, 1, #request) .. ' ' .. number .. flag
 end
--- A server that is out of memory refuses SET, but not PEXPIRE, and of a script the first write only.
+-- A server without free memory refuses a script's first write if it is a SET, not if it is PEXPIRE.
 for i, key in ipairs(KEYS) do
   redis.call('PEXPIRE', key, milliseconds)
   redis.call('SET', key, renewed[i], 'PX', milliseconds)

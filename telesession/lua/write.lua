@@ -1,17 +1,16 @@
--- Write sessions and let go of them: all of them, or nothing. Where there is nothing to write, let
--- go of those that the token has.
+-- Write sessions and release them: all of them, or nothing. Where there is nothing to write, release
+-- those that the token has.
 --
--- KEYS    four for each session: its data, its lease (see acquire.lua), the list that wakes who
---         waits for it, and what tells that the token let go of it
--- ARGV    1: the token of the leases' holder, a blank, and the number of this request
---         2: for how many milliseconds it is known that the token let go, or "" to keep the leases
+-- KEYS    four for each session: its data, its lease (see acquire.lua), the list that wakes waiting
+--         clients, and the token's mark that it released the session
+-- ARGV    1: the holder's token, a blank, and the number of this request
+--         2: for how many milliseconds the marks are kept, or "" to keep the leases
 --         then two for each session:
 --         in how many milliseconds it expires, or "never"; "del" to remove it, "" to leave it
 --         its new data
 -- Returns an array: ARGV[1], and 1, or 0 if the token lost one of the leases.
 --
--- That a token let go is told by the number of the request by which it did; it is negative where
--- the token did not have the lease.
+-- A mark is the number of the releasing request; it is negative if the token did not have the lease.
 local request, remembered = ARGV[1], ARGV[2]
 local token, number = string.sub(request, 1, -16), string.sub(request, -15)
 
@@ -34,8 +33,8 @@ if missing > 0 and (changes or remembered == '') then
   return {request, over == #KEYS / 4 and 1 or 0}
 end
 
--- What takes memory first of all, since a server that is out of it refuses a script's first write
--- only.
+-- Writes that take memory come first, since a server without free memory refuses a script's first
+-- write only.
 for i = 1, #KEYS, 4 do
   local expiry, data = ARGV[(i + 5) / 2], ARGV[(i + 7) / 2]
   if expiry == 'never' then
@@ -56,9 +55,9 @@ for i = 1, remembered ~= '' and #KEYS or 0, 4 do
     if string.sub(held[i], -1) == '!' then
       local wake = KEYS[i + 2]
       if redis.call('EXISTS', wake) == 0 then
-        redis.call('RPUSH', wake, '') -- the server wakes who has waited longest
+        redis.call('RPUSH', wake, '') -- wakes the client that has waited longest
       end
-      redis.call('PEXPIRE', wake, 1000) -- nobody may be there any more
+      redis.call('PEXPIRE', wake, 1000) -- the waiting clients may be gone
     end
   end
   if not late[i] then
