@@ -139,7 +139,7 @@ def seconds(store: Any, ttl: float, now: float) -> int:
 
 
 def answered(error: BaseException) -> bool:
-    """Whether the server answered with an error, or was not asked, so that it may be asked again."""
+    """Whether the server answered with an error, or was not asked: it may be asked again."""
     kinds = _kinds(error)
     return not _ANSWERS.isdisjoint(kinds) and "pymemcache.MemcacheUnexpectedCloseError" not in kinds
 
