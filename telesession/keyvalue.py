@@ -6,6 +6,7 @@
 import base64
 import contextlib
 import inspect
+import logging
 import reprlib
 import time
 import weakref
@@ -18,6 +19,8 @@ import cachetools
 from telesession import _clients
 from telesession.errors import SessionDataError, SessionStoreError
 from telesession.stores import Change, Payload, Store, partly_saved
+
+logger = logging.getLogger("telesession")
 
 #: The texts that the object gave for the sessions of a visit, by name.
 Found: TypeAlias = dict[str, str | None]
@@ -87,6 +90,12 @@ class KeyValueStore(Store):
         better = _BETTER.get(type(store).__module__.partition(".")[0])
         if better is not None:
             raise TypeError(f"store={type(store).__name__}: wrap it as telesession.{better}")
+        if type(store).__module__.partition(".")[0] in ("redis", "valkey"):
+            logger.warning(
+                "store=%s: its sessions are safe for the threads of one process only. "
+                "telesession.redis.RedisStore(client) makes them safe for several.",
+                type(store).__name__,
+            )
         put = getattr(store, "set", None) or getattr(store, "put", None)
         get = getattr(store, "get", None)
         if isinstance(store, type):

@@ -21,7 +21,8 @@ THOROUGH = {
     *("test_processes", "test_model", "test_types", "test_benchmarks", "test_soak", "test_faults"),
     *("test_floods", "test_schedules", "test_forms_processes"),
     *("test_interrupts", "test_transactions", "test_waiting", "test_imports"),
-    *("test_redis", "test_sql", "test_mongo", "test_leases"),
+    *("test_redis", "test_sql", "test_sql_faults", "test_drivers", "test_mongo", "test_mongod"),
+    *("test_leases", "test_memory", "test_clients", "test_sent_updates", "test_examples"),
     *("get-set", "ttl-cache", "lru-cache", "diskcache", "cachelib", "redis", "memcached"),
     *("redis-cluster", "postgres", "mariadb", "mongo", "sqlite"),
 }

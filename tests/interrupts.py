@@ -73,13 +73,16 @@ def interruptions(
     make: Callable[[], Subject],
     run: Callable[[Subject], Iterator[None]],
     path: str | tuple[str, ...] = TELESESSION,
+    step: int = 1,
 ) -> Iterator[Subject]:
     """Interrupt ``run`` once at each of its lines, each time with a new subject, and yield that.
+
+    With ``step`` it is at some of its lines.
 
     What ``run`` does before its ``yield`` isn't interrupted. The last subject is one of a run that
     came to its end.
     """
-    for number in itertools.count():
+    for number in itertools.count(0, step):
         subject = make()
         steps = run(subject)
         next(steps)

@@ -41,23 +41,14 @@ def test_readme_has_the_figures_of_the_results():
 
 
 @needs_bench
-def test_a_row_runs(tmp_path):
-    """A row makes a table and JSON, with what it was measured on."""
-    finished = run("tests.benchmarks", "--quick", "--only", "memory", "--out", str(tmp_path))
-    assert finished.returncode == 0, finished.stderr
+def test_the_cost_has_all_columns(tmp_path):
+    """What an update costs is measured in every column, and compared to what others take; the row
+    makes a table and JSON, with what it was measured on."""
+    row = run_row("cost", tmp_path)
     results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     assert results["quick"]
     assert results["versions"]["Python"]
-    lines = results["rows"]["memory"]["lines"]
-    assert lines["telesession, memory"][0] > 100
-    assert len(lines) == 4
     assert "telesession, memory" in (tmp_path / "results.rst").read_text(encoding="utf-8")
-
-
-@needs_bench
-def test_the_cost_has_all_columns(tmp_path):
-    """What an update costs is measured in every column, and compared to what others take."""
-    row = run_row("cost", tmp_path)
     assert {"with a ttl", "third of three when"} < set(row["columns"])
     assert None not in row["lines"]["telesession, memory"]
     assert not any(" - " in note for note in row["notes"])

@@ -1379,3 +1379,13 @@ def use(name):
 gevent.joinall([gevent.spawn(use, f"{n}") for n in range(5)], raise_error=True)
 print("done")
 """
+
+
+def test_a_client_of_redis_is_told_of_redis_store(caplog):
+    """6.1 It works, for one process; there is a store for several."""
+    import redis
+
+    KeyValueStore(redis.Redis())
+    KeyValueStore({})
+    (record,) = caplog.records
+    assert "telesession.redis.RedisStore(client)" in record.message

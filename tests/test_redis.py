@@ -638,7 +638,7 @@ class TestAnswers:
         users = [1, 2, 3]
         places = (TELESESSION, redis.client.__file__, redis.connection.__file__)
         self.fill(RedisStore(valkey), users)
-        for number in itertools.count(0, 7):
+        for number in itertools.count(0, 17):
             store = RedisStore(connect(valkey_port), lease=5)
             handler = stack(store, "session", "other", lock_timeout=TIMEOUT)
             handler(message(1))

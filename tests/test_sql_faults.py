@@ -50,14 +50,15 @@ def test_an_interrupt_at_every_line(engine, names):
             raise
 
     count = 0
-    for _ in interruptions(lambda: store, run, PLACES):
+    step = 1 if engine.dialect.name == "sqlite" else 5  # the lines are the same for all
+    for _ in interruptions(lambda: store, run, PLACES, step):
         assert leased(store) == []
         kept = {row.payload for row in rows(store).values()}
         assert len(kept) <= 1  # of two sessions both were saved, or none
         assert run_together(lambda: store.commit(store.open(names, 0)[0], [])) == [None]
         execute(engine, sa.delete(store.table))
         count += 1
-    assert count > 30
+    assert count * step > 30
     gc.collect()
     assert store._connections.own.pool.checkedout() == 0
 
@@ -73,7 +74,7 @@ def test_an_interrupt_between_a_command_and_its_answer(engine):
         cursor.execute("SELECT name, payload, token, 0, 0, 0 FROM telesession", ())
         raise KeyboardInterrupt
 
-    for user in range(1, 30):
+    for user in range(1, 30, 3):
         with saying(interrupt), pytest.raises(KeyboardInterrupt):
             update(store, user)
         for other in (user, 1, 29):
