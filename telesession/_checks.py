@@ -1,4 +1,4 @@
-"""What is refused at decoration, with the option, its value and the cure."""
+"""Checks at decoration: messages name the option, its value and the cure. `_options` calls them."""
 
 import functools
 import inspect
@@ -62,7 +62,7 @@ def checked_callable(option: str, value: Any) -> Callable[..., Any]:
     raise TypeError(f"{option}={value!r} {what}: give a plain function, such as {example}")
 
 
-#: By option: how many arguments it may take, that in words, and an example.
+#: By option: how many arguments its function takes, the same in words, and an example.
 _CALLS = {
     "key": ((1,), "with an update", "telesession.keys.user_chat"),
     "initial": ((0,), "without arguments", "dict"),
@@ -76,10 +76,10 @@ _CALLS = {
 
 
 def takes(function: Callable[..., Any], arguments: int) -> bool:
-    """Whether a function can be called with so many arguments, as far as its signature tells."""
-    try:  # not that of what it wraps, which a decorator may give further arguments
+    """Whether a function can be called with that many arguments, as far as its signature tells."""
+    try:  # not the wrapped function's signature, to which a decorator may add arguments
         signature = inspect.signature(function, follow_wrapped=False)
-    except Exception:  # some builtins have none, and some objects a strange one
+    except Exception:  # some builtins have no signature, and some objects a broken one
         return True
     try:
         signature.bind(*[None] * arguments)
@@ -89,7 +89,7 @@ def takes(function: Callable[..., Any], arguments: int) -> bool:
 
 
 def is_bare(decorator: str, function: Any) -> bool:
-    """Whether the source has a decorator above a function by its name only, without a call."""
+    """Whether ``decorator`` stands above a function in the source without parentheses."""
     try:
         lines, _ = inspect.getsourcelines(function)
     except (OSError, TypeError):
@@ -111,7 +111,7 @@ def checked_seconds(option: str, value: Any) -> float:
     seconds = value.total_seconds() if isinstance(value, timedelta) else value
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
         raise TypeError(f"{option}={value!r} must be a number of seconds or a timedelta")
-    if not 0 < seconds <= sys.float_info.max:  # refuses NaN too, and an int that no float can hold
+    if not 0 < seconds <= sys.float_info.max:  # refuses NaN, and an int too large for a float
         raise ValueError(f"{option}={value!r} must be a positive, finite number of seconds")
     return seconds
 
@@ -128,7 +128,7 @@ def checked_busy(busy: Any) -> Any:
 
 
 def called(thing: Any) -> str:
-    """What to call a function, or a module, in a message."""
+    """The name of a function, class or module for a message."""
     name = getattr(thing, "__qualname__", None) or getattr(thing, "__name__", None)
     return name if isinstance(name, str) else repr(thing)
 

@@ -139,13 +139,13 @@ def seconds(store: Any, ttl: float, now: float) -> int:
 
 
 def answered(error: BaseException) -> bool:
-    """Whether the server answered with an error, or was not asked: it may be asked again."""
+    """Whether the server answered with an error, or was not asked; then it may be asked again."""
     kinds = _kinds(error)
     return not _ANSWERS.isdisjoint(kinds) and "pymemcache.MemcacheUnexpectedCloseError" not in kinds
 
 
 def refused(store: Any, error: Exception) -> bool:
-    """Whether nothing was done. Only for clients that don't retry: an earlier try may be done."""
+    """Whether nothing was done; `False` for clients that retry: an earlier try may be done."""
     once = _kinds(store)[0] in ("pymemcache.Client", "pymemcache.PooledClient")
     return once and answered(error)
 
@@ -226,7 +226,7 @@ class Line(Mutex):
             self._asked = False
             raise
         except Exception as error:
-            # This may come out of a signal handler, as a `BaseException` surely does.
+            # A signal handler may have raised it, so an answer may be unread.
             if not self._disconnect() and _is_timeout(error):
                 self._close()
             self._asked = False

@@ -1,4 +1,4 @@
-"""Forked children: what threads of the parent process hold, nobody lets go of there."""
+"""Forks: children reset the state of the parent's threads. Each module says what to reset."""
 
 import contextlib
 import os
@@ -33,7 +33,7 @@ def around_fork(
 
 
 class Mutex:
-    """Lets one thread at a time work, whatever comes in between: exceptions, forks, gevent."""
+    """A mutex that survives exceptions of signal handlers, forks, and a late gevent patch."""
 
     def __init__(self) -> None:
         per_process(self, Mutex._reset)
@@ -42,21 +42,21 @@ class Mutex:
         self._kinds: dict[Any, Any] = {}
 
     def current(self) -> Any:
-        """That of the kind that is there now: gevent replaces what `threading` has.
+        """The lock of the present kind, since gevent replaces those of `threading`.
 
-        While a greenlet has one of the old kind, no other can wait for it without blocking all.
+        A greenlet that waited for a lock of the old kind would block all greenlets.
         """
-        kind = threading.Lock  # RLock uses what replaces it
+        kind = threading.Lock  # where it is replaced, RLock is made of the replacement
         return self._kinds.get(kind) or self._kinds.setdefault(kind, threading.RLock())
 
     def alone(self, work: Callable[..., Result], *args: Any) -> Result:
-        """Do ``work`` while no other thread does."""
+        """Call ``work`` while no other thread is in `alone`."""
         mutex = self.current()
         try:
             with mutex:
                 return work(*args)
         except BaseException:
-            # It may have come after the block, just before that let go of the mutex.
+            # It may have come at the end of the block, before the mutex was released.
             with contextlib.suppress(RuntimeError):
                 mutex.release()
             raise

@@ -1,7 +1,4 @@
-"""The one wrapper of a handler, however many sessions are declared on it.
-
-It finds the update among the arguments and asks conditions; `_visit` does the rest.
-"""
+"""The one wrapper of a handler: finds the update, asks conditions. `_visit` does the rest."""
 
 import functools
 import inspect

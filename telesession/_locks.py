@@ -4,7 +4,7 @@ Locks across processes are leases, of `leases`; extra worker threads for waiting
 
 A lock without a line of waiters is taken and released without a mutex, by single operations on
 dicts, which are atomic: `setdefault` picks one of several threads. A thread that must wait enters
-the name's line and then tries again; a releasing thread looks for a line after it let go. So one of
+the name's line and then tries again; a releasing thread looks for a line after the release. One of
 the two always sees the other. While there is a line, every newcomer joins it.
 
 A signal handler may raise at any moment. So each step can be repeated: releasing a lock, or leaving
@@ -200,7 +200,7 @@ class Locks:
                     line[places[0]] = waiter
                 else:
                     line.append(waiter)
-                self._grant(waiter.name)  # the lock may have been released before the line began
+                self._grant(waiter.name)  # it may have been released just before there was a line
                 if self.holders.get(waiter.name) is not waiter.holder:
                     _break_cycle(waiter)
         finally:

@@ -1,7 +1,4 @@
-"""The options of a declaration: their checked values, and how sessions are named and encoded.
-
-`_checks` has the rules for single options; `_handler` and `_visit` use the result.
-"""
+"""A declaration's checked options, and its sessions' names. `_checks` has the rules."""
 
 import difflib
 import inspect

@@ -1,8 +1,8 @@
-"""What a dict held at some moment, and how it is put back in place.
+"""Savepoints: the content of a dict at some moment, to be restored in place by `_visit`.
 
-A part that fails must leave no trace, and whoever holds a list of the session is to find it as it
-was. So the dicts, lists and sets themselves are kept, each with a copy of what was in it. Objects
-of other types may change inside, so they are copied: what is put back in their place is the copy.
+A part that fails must leave no trace, even in a list of the session that the handler still has. So
+a savepoint keeps the dicts, lists and sets themselves, each with a copy of its items. Objects of
+other types may change inside, so they are copied, and the copy replaces them.
 """
 
 import copy
@@ -31,7 +31,7 @@ class Savepoint:
             else:
                 others = True
         self._contents: list[tuple[Any, Any]] = []
-        memo = containers.copy()  # of objects that are copied, so that they keep our containers
+        memo = containers.copy()  # for deepcopy: copied objects refer to the same containers
         for container in containers.values():
             content: Any = dict(container) if isinstance(container, dict) else list(container)
             if others:
@@ -42,7 +42,7 @@ class Savepoint:
             self._contents.append((container, content))
 
     def restore(self) -> None:
-        """Put everything back; it may be done again where it was interrupted."""
+        """Restore the content; after an interrupt it can be called again."""
         for container, content in self._contents:
             if isinstance(container, list):
                 list.__setitem__(container, slice(None), content)
@@ -55,5 +55,5 @@ class Savepoint:
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
     try:
         return copy.deepcopy(value, memo)
-    except Exception:  # a lock, for one, which saving will refuse
+    except Exception:  # an object such as a lock, which saving will refuse
         return value

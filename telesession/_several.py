@@ -1,7 +1,4 @@
-"""Calls of stores around a handler: to one store, or to several as if they were one.
-
-Client errors become `SessionStoreError`s here; `_visit` decides what to open and save.
-"""
+"""Calls of one store, or of several as one, and their errors. `_visit` says what to save."""
 
 import contextlib
 import logging

@@ -1,4 +1,4 @@
-"""What Telegram is to a bot that is driven without a network; `telesession.testing` is the door.
+"""The fake Telegram of a bot that is driven without a network; users reach it through `testing`.
 
 Half of this makes plausible results for API calls, so that pyTelegramBotAPI can parse them.
 """
@@ -31,14 +31,14 @@ _util: Any = util
 
 
 class Answer(str):
-    """One API call of the bot, as the text or caption that it sent, "" where there is none.
+    """One API call of the bot: a `str`, the text or caption that it sent, or "".
 
     An answered inline query is one `Answer` per result: its title, with its fields in ``params``.
     """
 
     method: str  #: the API method, for example "sendMessage"
-    params: JSON  #: what was sent with it, files included, JSON decoded
-    result: Any  #: what the bot got back, in JSON: a message with its ``message_id``, or True
+    params: JSON  #: the call's parameters, with JSON decoded and files
+    result: Any  #: the result that the bot got, in JSON: a message with its ``message_id``, or True
 
     def __new__(cls, text: str, method: str, params: JSON, result: Any) -> "Answer":
         self = super().__new__(cls, text)
@@ -47,7 +47,7 @@ class Answer(str):
 
     @property
     def buttons(self) -> list[str]:
-        """The texts of its inline or reply buttons, row by row."""
+        """The texts of the inline or reply buttons, row by row."""
         return [button["text"] for button in buttons_of(self.params)]
 
 
@@ -61,15 +61,15 @@ class _Run:
 
 
 class Telegram:
-    """What Telegram is to one bot: updates in, API calls out, with the chats and messages of both.
+    """The Telegram of one bot: it sends updates, answers API calls, and keeps chats and messages.
 
-    A message is replaced, never changed: another thread may be turning it into JSON.
+    A message is replaced, never changed, since another thread may be turning it into JSON.
     """
 
     def __init__(self, token: str) -> None:
         self.token = token
         number = token.partition(":")[0]
-        # 1 is the user of a `Chat` by default, and no user is a bot.
+        # 1 is the default user of a `Chat`, who can't be the bot, too.
         number = number if number.isdecimal() and int(number) != 1 else "1000000000"
         self._me = user_json({"id": int(number), "first_name": "Bot"})
         self._me.update(is_bot=True, username="test_bot")
@@ -77,17 +77,17 @@ class Telegram:
         self._messages: dict[int, JSON] = {}
         self._files: dict[str, tuple[JSON, str, bytes]] = {}  # description, path, content
         self._pending: list[Answer] = []
-        self.refusals: list[tuple[JSON, str, JSON]] = []  #: chat, method and what it gets
-        self.meeting: threading.Barrier | None = None  #: where calls wait for each other
+        self.refusals: list[tuple[JSON, str, JSON]] = []  #: chat, method and the error's JSON
+        self.meeting: threading.Barrier | None = None  #: at which concurrent calls meet
         self._runs: list[_Run] = []
         self._settings: tuple[bool, Any] = (True, None)
         self._lock = threading.RLock()
 
     def dispatch(self, bot: Any, fields: JSON) -> list[Answer]:
-        """Have the bot handle an update in this thread; give its calls, or raise its error."""
+        """Have the bot handle an update in this thread; return its calls, or raise its error."""
         update = _types.Update.de_json(json.dumps({"update_id": self.number(), **fields}))
         run = _Run(threading.get_ident())
-        # Where a fixture has put back what was there before the `Chat`, no call may reach Telegram.
+        # A test's fixture may have removed the hook, but no call may reach the real Telegram.
         _apihelper.CUSTOM_REQUEST_SENDER = _apihelper.CUSTOM_REQUEST_SENDER or _Hook(None)
         with self._lock:
             if not self._runs:
@@ -97,19 +97,19 @@ class Telegram:
         try:
             bot.process_new_updates([update])
         except Exception as error:
-            if error not in run.errors:  # a middleware's, of which only polling tells the handler
+            if error not in run.errors:  # a middleware's: only polling calls the handler for those
                 self.handle(error)
         finally:
             with self._lock:
                 self._runs.remove(run)
-                if not self._runs:  # of the runs that overlap, the last sets the bot back
+                if not self._runs:  # the last of overlapping runs restores the bot's settings
                     bot.threaded, bot.exception_handler = self._settings
         if run.errors:
-            raise run.errors.pop(0)  # so that the error, and what it holds, is not kept here
+            raise run.errors.pop(0)  # popped, so that nothing here keeps the error alive
         return run.answers
 
     def handle(self, exception: Exception) -> bool:
-        """Be the bot's ``exception_handler``: with class middlewares nothing else hears of all."""
+        """Be the bot's ``exception_handler``: class middlewares hide errors from other hooks."""
         own, run = self._settings[1], self.run()
         handled = own is not None and bool(own.handle(exception))
         if run and not handled:
@@ -117,16 +117,16 @@ class Telegram:
         return handled
 
     def run(self) -> _Run | None:
-        """This thread's run, the innermost if its handler uses a `Chat` itself."""
+        """This thread's run; the innermost, if a handler uses a `Chat` itself."""
         with self._lock:
             here = [run for run in self._runs if run.thread == threading.get_ident()]
             return here[-1] if here else None
 
     def number(self) -> int:
-        return next(_numbers)  # which is one step of the interpreter, in C
+        return next(_numbers)  # atomic, since it is one call in C
 
     def chat(self, chat: Any) -> JSON:
-        """A chat by its id, a number or text, or "@username"; one given in JSON is remembered."""
+        """A chat by its id, a number or text, or by "@username"; a chat in JSON is remembered."""
         described = _chat(chat)
         with self._lock:
             if isinstance(chat, Mapping):
@@ -139,7 +139,7 @@ class Telegram:
         if "message_thread_id" in content and (chat.get("is_forum") or chat["type"] == "private"):
             head["is_topic_message"] = True
         message = {**head, **content}
-        if message.get("reply_to_message"):  # one level of it, as in life
+        if message.get("reply_to_message"):  # one level only, as Telegram sends it
             replied = dict(message["reply_to_message"])
             replied.pop("reply_to_message", None)
             message["reply_to_message"] = replied
@@ -156,18 +156,18 @@ class Telegram:
             return [m for m in self._messages.values() if m["chat"]["id"] == chat["id"]]
 
     def known(self, message: JSON) -> JSON:
-        """A message as it is now; one of before a restart becomes known."""
+        """The present state of a message; a message from before a restart becomes known."""
         with self._lock:
             return self._messages.setdefault(message["message_id"], message)
 
     def old(self, chat: JSON, data: str) -> JSON:
-        """A message of the bot's, of before a restart, that has a button with the data."""
+        """A bot's message from before a restart that has a button with the data."""
         markup = {"inline_keyboard": [[{"text": data, "callback_data": data}]]}
         content = {"text": "of before a restart", "reply_markup": markup}
         return self.keep(self.message(chat, self._me, content))
 
     def file(self, kind: str, given: Any) -> JSON:
-        """The fields of a message with a file, given by its id, its content, or in JSON."""
+        """The fields of a message with a file, which a test gives by id, by content or in JSON."""
         suffix, told = _FILES[kind]
         if isinstance(given, (Mapping, list)):
             return {kind: given}
@@ -187,12 +187,12 @@ class Telegram:
             path = f"{kind}s/file_{number}{Path(name).suffix or suffix}"
             with self._lock:
                 self._files[ids["file_id"]] = thing, path, content
-        if kind == "animation":  # the Bot API has it twice, for bots that know documents only
+        if kind == "animation":  # the Bot API adds a document, for bots without animations
             return {kind: thing, "document": {k: thing[k] for k in thing.keys() - told.keys()}}
         return {kind: [thing] if kind == "photo" else thing}
 
     def download(self, path: str) -> bytes | None:
-        """What is in the file with this ``file_path``; `None` if there is no such file."""
+        """The content of the file with this ``file_path``; `None` if there is no such file."""
         with self._lock:
             return next((found[2] for found in self._files.values() if found[1] == path), None)
 
@@ -203,7 +203,7 @@ class Telegram:
         return taken
 
     def call(self, method: str, params: JSON) -> Any:
-        """Answer an API call, and keep it for the update whose handler made it."""
+        """Answer an API call, and add it to the answers of the update whose handler made it."""
         if meeting := self.meeting:
             with suppress(threading.BrokenBarrierError):
                 meeting.wait(_PATIENCE)
@@ -250,7 +250,7 @@ class Telegram:
         return {**self._anything(params), **old[0].get("poll", {})}
 
     def _sent(self, method: str, params: JSON, old: JSON) -> JSON:
-        """The message that a call makes, out of an old one where there is one."""
+        """The message that a call makes, from an old message where it edits or copies one."""
         new = re.fullmatch("(?:send|editMessage)(Message|Text|Caption|ReplyMarkup)?(.*)", method)
         kind = snake(new[2]).replace("live_location", "location") if new else ""
         if kind == "media":
@@ -280,7 +280,7 @@ class Telegram:
         return self.keep(self.message(chat, self._me, content))
 
     def _anything(self, params: JSON) -> JSON:
-        """Whatever pyTelegramBotAPI may look for in the result of a call with these params."""
+        """A result with all fields that pyTelegramBotAPI may read for a call with these params."""
         who = user_json(params["user_id"]) if "user_id" in params else self._me
         values = {k: v for k, v in params.items() if isinstance(v, (str, int, float))}
         plain = {name: values[name] for name in values.keys() - _CONTENT}
@@ -297,7 +297,7 @@ class Telegram:
 
 @dataclass
 class _Hook:
-    """Answers the calls of bots that have a `Chat`; others go on where they went before."""
+    """Answers the calls of bots that have a `Chat`; passes the others on as before."""
 
     before: Any
 
@@ -307,7 +307,7 @@ class _Hook:
         if not known:
             send = self.before or _apihelper._get_req_session().request
             return send(http_method, url, **request)
-        # Bots with the same token are told apart by whose handler runs here, else it is the newest.
+        # Of bots with the same token, take the one whose handler runs here, else the newest.
         telegram = max(reversed(known), key=lambda telegram: telegram.run() is not None)
         sent = {**(request["params"] or {}), **(request["files"] or {})}
         params = {name: _decoded(name, value) for name, value in sent.items()}
@@ -315,7 +315,7 @@ class _Hook:
 
 
 _lock = threading.Lock()
-_numbers = count(1)  # of all bots, so that a message of before a restart is no other's
+_numbers = count(1)  # for all bots, so that after a "restart" no id comes twice
 _telegrams: WeakKeyDictionary[telebot.TeleBot, Telegram] = WeakKeyDictionary()
 
 
@@ -326,7 +326,7 @@ def _known(token: str) -> list[Telegram]:
 
 @functools.cache
 def _hook_downloads() -> None:
-    """Have ``bot.download_file`` ask here first: no hook of pyTelegramBotAPI's is asked for it."""
+    """Wrap ``bot.download_file`` to look here first, since pyTelegramBotAPI has no hook for it."""
     before = _apihelper.download_file
 
     @functools.wraps(before)
@@ -371,7 +371,7 @@ def _chat(chat: Any) -> JSON:
 
 
 def written(text: str, kind: str = "text") -> JSON:
-    """A text or caption, with the entities that Telegram finds commands in, in UTF-16 units."""
+    """A text or caption, with entities for its commands, in UTF-16 units as Telegram has them."""
     entities = [
         {
             "type": "bot_command",
@@ -390,7 +390,7 @@ def _is_in(chat: JSON, params: JSON) -> bool:
 
 
 def _read(given: Any) -> tuple[str, bytes]:
-    """The name and the content of a file: of a path, bytes, an open file, or a name and these."""
+    """The name and content of a file, given as a path, bytes, an open file, or a name and these."""
     name = ""
     if isinstance(given, tuple):
         name, given = given[:2]
@@ -421,7 +421,7 @@ def buttons_of(message: JSON) -> list[JSON]:
 
 
 def _decoded(name: str, value: Any) -> Any:
-    """A parameter as Telegram takes it, for which a number will do where it wants a text."""
+    """A parameter as Telegram understands it: JSON is decoded, a number may stand for a text."""
     if name in _TEXTS:
         return str(value)
     if isinstance(value, str) and value[:1] in ("{", "["):
@@ -440,7 +440,7 @@ def snake(name: str) -> str:
 
 
 def _returns(method: str) -> set[str]:
-    """What an API method returns: the names in pyTelegramBotAPI's annotation, or the likely."""
+    """The types that an API method returns, by pyTelegramBotAPI's annotation, or a guess."""
     function = getattr(telebot.TeleBot, snake(method), None)
     declared = getattr(function, "__annotations__", {}).get("return")
     if declared is not None:
@@ -461,7 +461,7 @@ def _answers(method: str, params: JSON, result: Any) -> list[Answer]:
 
 
 _OWN = {"message_id", "date", "chat", "from", "reply_markup"}
-_PATIENCE = 0.1  # seconds until a call goes on alone, since the others are held up or have none
+_PATIENCE = 0.1  # seconds that a call waits for others, which may be blocked or make no call
 _CONTENT = {"photo", "thumbnail", "cover", "media"}
 _COPIED = {
     *("text", "caption", "entities", "caption_entities"),
@@ -472,7 +472,7 @@ _TEXTS = {
     "callback_data",
 }
 _NAMED = {"document", "video", "audio", "animation"}
-#: By kind of file: the end of its name, and what Telegram tells of it besides its id.
+#: By kind of file: the suffix of its name, and its fields besides the id.
 _FILES: dict[str, tuple[str, JSON]] = {
     "photo": (".jpg", {"width": 800, "height": 800}),
     "document": ("", {}),
@@ -487,7 +487,7 @@ _FILES: dict[str, tuple[str, JSON]] = {
     ),
 }
 FILES = _FILES.keys()
-#: By kind of content that a bot sends: what Telegram tells of it, where that is known.
+#: By kind of content that a bot sends: the fields that Telegram has of it, where it knows them.
 _FIELDS = {
     "contact": ("phone_number", "first_name", "last_name", "vcard"),
     "dice": ("emoji", "value"),

@@ -1,11 +1,12 @@
-"""Who serves a bot's updates while one of its worker threads waits for a session.
+"""Stand-in threads, which serve a bot's updates while its worker threads wait for sessions.
 
-A `TeleBot` has two worker threads that take updates from one queue. One that has to wait would keep
-its place for as long as the wait takes. So another thread stands in for it: it takes updates from
-the same queue, as one more worker of the same pool, and ends when it has nobody to stand in for.
+A `TeleBot` has two worker threads that take updates from one queue. A worker that waits for a
+session serves no updates meanwhile, so another thread stands in for it: it takes updates from the
+same queue, as one more worker of the same pool, and ends when no worker needs it any more. When to
+wait is decided in `_locks` and `leases`.
 
-`TeleBot.stop_bot` waits for all workers. In a handler it must not wait for those that wait for that
-very handler, which could never end; so the workers' `join` is wrapped.
+`TeleBot.stop_bot` waits for all workers. Called in a handler, it would wait for ever for workers
+that wait for that very handler's sessions; so the workers' `join` is wrapped.
 """
 
 import contextlib
@@ -19,14 +20,14 @@ from typing import Any
 
 from telesession._forks import per_process
 
-#: How many stand-ins a bot has at the most; beyond that its workers wait.
+#: The largest number of stand-ins of a bot; further waiting workers get none.
 LIMIT = 100
 
-_PATIENCE = 0.5  # seconds for which a stand-in waits for an update before it looks whether to end
+_PATIENCE = 0.5  # seconds for which a stand-in waits for an update before it checks whether to end
 
 
 class _Shift:
-    """How many threads of a bot's pool wait for a session, and how many stand in for them."""
+    """The numbers of waiting threads and of stand-ins in a bot's pool."""
 
     waiting = 0
     standing_in = 0
@@ -40,16 +41,16 @@ class _Shifts:
 
     def _reset(self) -> None:
         self.mutex = threading.RLock()
-        #: Threads that wait; each with what tells whether that is for what a thread, by ident, has.
+        #: By waiting thread: whether it waits for a session of the thread with an ident.
         self.needs: dict[Any, Callable[[int], bool]] = {}
         self._of: weakref.WeakKeyDictionary[Any, _Shift] = weakref.WeakKeyDictionary()
 
     def of(self, worker: Any) -> _Shift | None:
-        """That of the pool to which a thread belongs; `None` if it is no worker of a bot."""
+        """The shift of the worker's pool; `None` for a thread that is no worker of a bot."""
         kind: Any = getattr(sys.modules.get("telebot.util"), "WorkerThread", ())
         if not isinstance(worker, kind):
             return None
-        pool = getattr(worker.exception_callback, "__self__", None)  # the polling thread has none
+        pool = getattr(worker.exception_callback, "__self__", None)  # not for the polling thread
         if not hasattr(pool, "workers"):
             return None
         with self.mutex:
@@ -60,7 +61,7 @@ _shifts = _Shifts()
 
 
 def mind_stop() -> None:
-    """Have a handler that stops its bot not wait for those that wait for it; called beforehand."""
+    """Let handlers stop their bot: wrap `join`, if telebot is imported, before a handler runs."""
     worker = getattr(sys.modules.get("telebot.util"), "WorkerThread", None)
     if worker is not None:
         _wrap_join(worker)
@@ -91,9 +92,9 @@ def _nobody(_: int) -> bool:
 
 @contextlib.contextmanager
 def stand_in(needs: Callable[[int], bool] = _nobody) -> Iterator[None]:
-    """While the calling thread waits in this block, another one serves its bot's updates.
+    """While the calling thread waits in this block, another thread serves its bot's updates.
 
-    ``needs`` tells whether it waits for what a thread has.
+    ``needs`` tells whether it waits for a session of the thread with an ident.
     """
     worker: Any = threading.current_thread()
     shift = _shifts.of(worker)
@@ -109,7 +110,7 @@ def stand_in(needs: Callable[[int], bool] = _nobody) -> Iterator[None]:
         if missing:
             try:
                 _stand_in()(shift, worker)
-            except RuntimeError:  # there are too many threads
+            except RuntimeError:  # the system allows no further thread
                 with _shifts.mutex:
                     shift.standing_in -= 1
         yield
@@ -124,7 +125,7 @@ def _stand_in() -> Any:
     from telebot.util import WorkerThread
 
     class StandIn(WorkerThread):
-        """One more worker of a pool, for as long as more of them wait than others stand in."""
+        """One more worker of a pool, for as long as the pool has no more stand-ins than waiters."""
 
         def __init__(self, shift: _Shift, worker: Any) -> None:
             self._shift = shift
@@ -151,7 +152,7 @@ def _stand_in() -> Any:
         def _ends(self) -> bool:
             shift = self._shift
             with _shifts.mutex:
-                # a bot that was being stopped when we came has not stopped us
+                # a bot that was stopping when this thread joined the pool has not stopped it
                 stopped = not all(worker._running for worker in self._pool.workers)
                 if not stopped and shift.standing_in <= shift.waiting:
                     return False
@@ -162,7 +163,7 @@ def _stand_in() -> Any:
             with _shifts.mutex:
                 if self in self._pool.workers:
                     self._shift.standing_in -= 1
-                    # a new list, since the bot may be going through the other one
+                    # a new list, since the bot may be iterating over the old one
                     self._pool.workers = [one for one in self._pool.workers if one is not self]
 
     return StandIn

@@ -1,7 +1,7 @@
-"""Codecs: how a session's dict becomes what a store keeps, and exactly the same dict again.
+"""Codecs: how a session's dict becomes a store's payload, and exactly the same dict again.
 
-A codec is any object with ``dumps(dict) -> str | bytes`` and ``loads`` for the way back: `JSON`
-here, the modules `pickle` and `json`, an ``itsdangerous`` serializer, a class of your own.
+A codec is any object with ``dumps(dict) -> str | bytes`` and its inverse, ``loads``: `JSON` here,
+the modules `pickle` and `json`, an ``itsdangerous`` serializer, a class of your own.
 """
 
 import functools
@@ -16,13 +16,13 @@ from typing import Any, Protocol
 
 
 class Codec(Protocol):
-    """What `with_session` takes as ``codec``."""
+    """The type of ``codec`` in `with_session`."""
 
     def dumps(self, obj: Any, /) -> str | bytes:
         """Encode a dict."""
 
     def loads(self, data: Any, /) -> Any:
-        """Decode what `dumps` gave, of the same type (`str` or `bytes`)."""
+        """Decode the result of `dumps`, with the type that it had (`str` or `bytes`)."""
 
 
 class _StrictJSON:
@@ -39,17 +39,17 @@ JSON: Codec = _StrictJSON()
 
 
 class Unkeepable(Exception):
-    """A value that a codec refuses, or would give back changed: where it is, and what it is."""
+    """A value that a codec refuses, or would give back changed, with its path and description."""
 
     def __init__(self, path: str, what: str, cure: str = "") -> None:
         super().__init__(path, what, cure)
         self.path = path
         self.what = what
-        self.cure = cure  #: where that isn't to give what the codec keeps
+        self.cure = cure  #: advice, instead of the usual advice for the codec
 
 
 def _path(steps: list[Any]) -> str:
-    """Steps as they are written in Python, cut short where they are long or many."""
+    """Steps in Python's notation, shortened if they are long or many."""
     shown = [f"[{_shown(step)}]" for step in steps[:6] + steps[6:][-4:]]
     if len(steps) > len(shown):
         shown.insert(6, "...")
@@ -65,20 +65,19 @@ def _shown(key: Any) -> str:
 
 
 def encode(codec: Codec, data: dict[Any, Any], before: "str | bytes | None") -> "str | bytes":
-    """Encode ``data``, or return ``before`` itself where that says the same already.
+    """Encode ``data``, or return ``before`` itself if it already means the same.
 
-    Raises `Unkeepable` unless decoding would give exactly ``data`` again. `pickle` is taken at its
-    word, as long as what it makes can be loaded, for all but pyTelegramBotAPI's states. What any
-    other codec makes is decoded and compared, since most of them quietly turn a tuple into a list
-    or a key 1 into "1".
+    Raises `Unkeepable` unless decoding would give exactly ``data`` again. `pickle` is trusted if
+    its result can be loaded, except for pyTelegramBotAPI's states. The result of any other codec is
+    decoded and compared, since most codecs silently turn a tuple into a list or a key 1 into "1".
     """
     try:
         if codec is pickle:
             payload: str | bytes = pickle.dumps(data)
             if payload == before:
                 return before
-        # Some codecs never make the same of the same, and others may have written it in a style
-        # of their own: so the content is compared.
+        # Contents are compared, since some codecs encode equal data differently each time, and
+        # other programs may have stored it in another style.
         form = payload if codec is pickle else _form(codec, data)
         if before is not None and form is not None and form == _form(codec, codec.loads(before)):
             return before
@@ -91,7 +90,7 @@ def encode(codec: Codec, data: dict[Any, Any], before: "str | bytes | None") -> 
 
 
 def encoder(codec: Codec) -> Callable[[dict[Any, Any], "str | bytes | None"], "str | bytes"]:
-    """`encode` for one codec, quick for what `pickle` keeps in one form only."""
+    """`encode` for one codec, with a short cut for data that `pickle` encodes in one way only."""
     return _pickled if codec is pickle else functools.partial(encode, codec)
 
 
@@ -99,10 +98,10 @@ def _pickled(data: dict[Any, Any], before: "str | bytes | None") -> "str | bytes
     try:
         payload = pickle.dumps(data)
     except Exception:
-        return encode(pickle, data, before)  # which says what it is
+        return encode(pickle, data, before)  # raises `Unkeepable` with the path
     if payload == before:
         return before
-    if 0x93 in payload or 0x8F in payload or 0x91 in payload:  # there are classes or sets
+    if 0x93 in payload or 0x8F in payload or 0x91 in payload:  # opcodes of classes and sets
         return encode(pickle, data, before)
     return payload
 
@@ -119,10 +118,10 @@ def _check(codec: Codec, data: dict[Any, Any], payload: "str | bytes") -> None:
 
 
 def _form(codec: Codec, value: Any) -> bytes | None:
-    """The same for values that nobody can tell apart after this codec; `None` if unknown."""
+    """Bytes that are equal only for values that this codec gives back alike; `None` if unknown."""
     try:
         if codec is JSON:
-            return marshal.dumps(value, 2)  # by value, and of nothing but built-in types
+            return marshal.dumps(value, 2)  # compares by value, and takes built-in types only
         if codec is pickle:
             return pickle.dumps(value)
         buffer = io.BytesIO()
@@ -137,7 +136,7 @@ class _StateFound(Exception):
 
 
 class _Stateless(pickle.Pickler):
-    """Refuses states of pyTelegramBotAPI."""
+    """A pickler that refuses states of pyTelegramBotAPI."""
 
     def reducer_override(self, value: Any) -> Any:
         if _is_state(type(value)):
@@ -146,19 +145,19 @@ class _Stateless(pickle.Pickler):
 
 
 class _Form(_Stateless):
-    """Tells whether containers are one object or two, but not texts."""
+    """A pickler that tells a shared container from two equal ones, but takes equal texts alike."""
 
     def persistent_id(self, value: Any) -> Any:
         return f"{value}." if type(value) is str else None
 
     def reducer_override(self, value: Any) -> Any:
         if any("__getstate__" in vars(of) for of in type(value).__mro__[:-1]):
-            raise TypeError  # it may leave out what the codec keeps
+            raise TypeError  # __getstate__ may leave out data that the codec keeps
         return super().reducer_override(value)
 
 
 def _holds_state(value: Any) -> bool:
-    """Whether pickle would write a state of pyTelegramBotAPI that is somewhere in the value."""
+    """Whether a state of pyTelegramBotAPI is anywhere in the value, as far as pickle looks."""
     try:
         _Stateless(io.BytesIO()).dump(value)
     except _StateFound:
@@ -169,12 +168,12 @@ def _holds_state(value: Any) -> bool:
 
 
 def state_type() -> Any:
-    """pyTelegramBotAPI's `State`, for `isinstance`; before it is imported, nothing is one."""
+    """pyTelegramBotAPI's `State`, for `isinstance`; an empty tuple before it is imported."""
     return getattr(sys.modules.get("telebot.handler_backends"), "State", ())  # in all versions
 
 
 def _is_state(of: type) -> bool:
-    """Whether it is pyTelegramBotAPI's `State`, or made of it, and comes back unequal."""
+    """Whether a type is pyTelegramBotAPI's `State`, or a subclass, and comes back unequal."""
     return issubclass(of, state_type()) and not _has_equality(of)
 
 
@@ -184,7 +183,7 @@ def _has_equality(of: type) -> bool:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Whether a value came back as it was; keys may have another order, as in sorted JSON."""
+    """Whether a value came back as it was; the order of keys may differ, as in sorted JSON."""
     of = type(one)
     if getattr(of, "_plain", of) is not type(other):  # see Notes._plain
         return False
@@ -197,17 +196,17 @@ def _same(one: Any, other: Any) -> bool:
     if isinstance(one, (list, tuple)):
         return len(one) == len(other) and all(map(_same, one, other))
     if not _has_equality(of):
-        # Nothing to compare by; the codec knows the type and kept it.
+        # The type has no equality, so the codec is trusted, which knows the type.
         return not _holds_state(one)
     if isinstance(one, float) and float.hex(one) != float.hex(other):
-        return False  # the zeros are equal otherwise
+        return False  # `==` takes 0.0 and -0.0 as equal
     return bool(one == other or (one != one and other != other))  # or both NaN
 
 
 def _equal(one: Any, other: Any) -> bool:
     try:
         return bool(one == other)
-    except Exception:  # an array, for one, has no single answer
+    except Exception:  # an array, for one, compares by elements
         return False
 
 
@@ -219,14 +218,14 @@ def _fault(codec: Codec, data: dict[Any, Any]) -> Exception | None:
     return None
 
 
-_DEEPEST = 500  # levels to which a value that is refused is looked for
+_DEEPEST = 500  # levels to which a refused value is searched for
 _CONTAINERS = (dict, list, tuple, set, frozenset)
 _FLAT = "Please make it flatter: name what is elsewhere instead of holding it."
 _STATE = "Please store the text of the state, such as Form.name.name."
 
 
 def _refusal(codec: Codec, value: Any, error: Exception) -> Unkeepable:
-    """Names the innermost key or value that the codec does not keep, each in a dict of its own."""
+    """Find the innermost key or value that the codec doesn't keep, by trying each in a dict."""
     steps: list[Any] = []
     above: set[int] = set()
     while len(steps) < _DEEPEST:

@@ -1,7 +1,4 @@
-"""`with_session`, and the `Declaration` that it returns.
-
-It leaves checking options to `_options`, handlers to `_handler`, and opening sessions to `_visit`.
-"""
+"""`with_session` and its `Declaration`. `_handler` wraps handlers, `_visit` opens sessions."""
 
 import contextlib
 import copy

@@ -1,9 +1,9 @@
-"""Key functions: which session an update belongs to.
+"""Key functions: which session an update belongs to. `_options` makes the session's name of a key.
 
 A key function takes the update that the handler gets and returns a `str` or an `int`, or `None`
-for "no session here". Those below find user and chat wherever an update type of the Bot API
-keeps them; anything with the same attributes will do, so they need no import of `telebot`. What a
-session of another property put on the update is no part of it: a session may be called ``user``.
+for "no session here". The functions below find user and chat wherever an update type of the Bot
+API has them; they read attributes only, so they need no import of `telebot`. They ignore attributes
+that telesession set on the update: a session may be called ``user``.
 
 Chats that share an id are told apart: a chat of a business account is keyed
 ``"<chat id>@<business connection id>"`` and the chat of a guest query ``"<chat id>@guest"``, since
@@ -21,19 +21,19 @@ _ANONYMOUS_ADMIN = 1087968824  # @GroupAnonymousBot, the user that stands in for
 
 
 def user(update: Any) -> int | None:
-    """The id of the user who caused the update, in whatever chat; `None` where there is none.
+    """The id of the user who caused the update, in whatever chat; `None` if it names no user.
 
-    That is ``from_user`` or ``user``: who wrote, clicked, asked, paid, voted, reacted, or changed
-    a member's status; of a boost, ``source.user``.
+    That is ``from_user`` or ``user``: the user who wrote, clicked, asked, paid, voted, reacted, or
+    changed a member's status; for a boost, ``source.user``.
 
-    In a private chat the user is the chat, whoever wrote the message: one that the bot sent,
-    such as ``call.message``, is part of that user's session. Elsewhere, a message that a bot wrote
-    names no user: of those who may have clicked on it, only the call knows which one did. What a
-    bot wrote for a business account is that account's.
+    In a private chat the user is the chat, whoever wrote the message: a message that the bot sent,
+    such as ``call.message``, belongs to that user's session. In other chats a message that a bot
+    wrote names no user: only the call knows which member clicked on it. A message that a bot wrote
+    for a business account names that account.
 
-    Who writes, votes or reacts as a chat (``sender_chat``, ``voter_chat``, ``actor_chat``: a
+    A user who writes, votes or reacts as a chat (``sender_chat``, ``voter_chat``, ``actor_chat``: a
     channel, an anonymous admin) is keyed by that chat's id, since Telegram sends the same stand-in
-    user for all of them, or none. A channel post without ``from_user`` names no user.
+    user for all such users, or none. A channel post without ``from_user`` names no user.
 
     >>> from types import SimpleNamespace as Any
     >>> bot, group = Any(id=7, is_bot=True), Any(id=-100, type="supergroup")
@@ -72,9 +72,9 @@ def user(update: Any) -> int | None:
 def chat(update: Any) -> int | str | None:
     """The id of the chat in which the update happened, for all its users; else `None`.
 
-    That is ``chat``; of a click, ``message.chat``, which a message sent in inline mode doesn't
-    have; of a business connection, ``user_chat_id``. Inline queries, payments and poll answers
-    tell no chat.
+    That is ``chat``; for a click, ``message.chat``, which a message sent in inline mode doesn't
+    have; for a business connection, ``user_chat_id``. Inline queries, payments and poll answers
+    name no chat.
     """
     try:  # most updates are plain messages
         if not (update.business_connection_id or update.guest_query_id):
@@ -102,7 +102,7 @@ def topic(update: Any) -> int | str | None:
     where = chat(update)
     place = _place(update)
     if _is_inaccessible(place):
-        return where  # it has no topic, and would log a warning for each question
+        return where  # it has no topic, and logs a warning for each attribute that is read
     thread = _sent(place, "message_thread_id")
     if not _sent(place, "is_topic_message", True):
         thread = None
@@ -119,7 +119,7 @@ def user_chat(update: Any) -> str | None:
     >>> user_chat(Any(from_user=Any(id=42), chat=Any(id=99)))
     '42:99'
     """
-    try:  # most updates are plain messages, and this is a quarter of the time
+    try:  # most updates are plain messages, for which this takes a quarter of the time
         if not (update.business_connection_id or update.sender_chat or update.guest_query_id):
             home = update.chat
             if home.type == "private":
@@ -144,9 +144,9 @@ def user_topic(update: Any) -> str | None:
 
 
 def user_chat_inline(update: Any) -> str | None:
-    """As `user_chat`, and an inline query from the private chat with the bot shares its session.
+    """As `user_chat`, and an inline query from the private chat with the bot has that chat's key.
 
-    Telegram marks such a query with the ``chat_type`` ``"sender"``. The idea is Opengram's.
+    Telegram marks such a query with the ``chat_type`` ``"sender"``. The idea comes from Opengram.
 
     >>> from types import SimpleNamespace as Any
     >>> user_chat_inline(Any(from_user=Any(id=42), chat_type="sender"))
@@ -158,9 +158,9 @@ def user_chat_inline(update: Any) -> str | None:
 
 
 def everyone(update: Any) -> str:
-    """One session for the whole bot, for every update: also for those that name nobody.
+    """One session for the whole bot, for every update, even if it names neither user nor chat.
 
-    Handlers that have it run one at a time, whoever their updates are from.
+    Handlers with this key run one at a time, for updates of all users.
 
     >>> everyone(object())
     'everyone'
@@ -169,11 +169,11 @@ def everyone(update: Any) -> str:
 
 
 def written_by_bot(update: Any) -> bool:
-    """Whether no user is named since a bot wrote the message, as it did `call.message`.
+    """Whether the update names no user because a bot wrote the message, as it wrote `call.message`.
 
-    What to do about it: hand on the call, as in ``menu(call)``, or ``open(key=...)``. A message
-    that is not accessible any more is known from a call only, and of those that have no writer
-    (channel posts) only a bot's have buttons.
+    Then hand on the call, as in ``menu(call)``, or use ``open(key=...)``. A message that is not
+    accessible any more comes only with a call, and of the messages without a sender (channel
+    posts) only those of a bot have buttons.
     """
     if user(update) is not None:
         return False
@@ -186,16 +186,16 @@ def written_by_bot(update: Any) -> bool:
 
 
 def _bot_wrote(update: Any, writer: Any) -> bool:
-    """Whether it is a message that a bot wrote: one that clicks or bans writes none."""
+    """Whether the update is a message by a bot: a bot's click or ban is no message."""
     if getattr(writer, "is_bot", None) is not True:
         return False
     return _sent(update, "chat") is not None and _sent(update, "old_chat_member") is None
 
 
 def _is_inaccessible(update: Any) -> bool:
-    """Whether it is a message of which only the chat is left; it warns when asked for more.
+    """Whether only the chat is left of a message; reading its other attributes logs a warning.
 
-    Versions of pyTelegramBotAPI before 4.15 have no type for it.
+    Versions of pyTelegramBotAPI before 4.15 have no type for such messages.
     """
     if type(update).__name__ == "InaccessibleMessage":
         return True
@@ -203,7 +203,7 @@ def _is_inaccessible(update: Any) -> bool:
 
 
 def _place(update: Any) -> Any:
-    """What knows the chat: the update, or the message under which a button was clicked."""
+    """The object with the chat: the update, or the message under which a button was clicked."""
     return _sent(update, "message") or update
 
 
@@ -218,6 +218,6 @@ def _pair(who: int | None, where: int | str | None) -> str | None:
 
 
 def _sent(update: Any, name: str, default: Any = None) -> Any:
-    """An attribute as Telegram sent it. A session of that name on the update is none."""
+    """An attribute that Telegram sent, not one that telesession set; else ``default``."""
     value = getattr(update, name, default)
     return default if value is not None and isinstance(value, (dict, NoSession)) else value

@@ -1,7 +1,4 @@
-"""`KeyValueStore`: any object with get and set, or any mutable mapping, as a store.
-
-`_clients` knows the classes of such objects, and calls them for one thread at a time.
-"""
+"""`KeyValueStore`: any mapping, or object with get and set, as a store. `_clients` calls it."""
 
 import base64
 import contextlib
@@ -46,7 +43,7 @@ class KeyValueStore(Store):
     other objects with get and set, ``disconnect_all`` is called, or, after such an exception or a
     time-out, ``close``, if the object has such a method.
 
-    JSON text without a ttl is kept as it is. Other text has a short head,
+    JSON text without a ttl is kept as it is. Other payloads have a short head, such as
     ``@<Unix time of expiry>@``, since most such stores know no expiry.
 
     Caches forget. This is what each drops by default, and how to make it keep everything:
@@ -253,7 +250,7 @@ class KeyValueStore(Store):
             raise self._unsaved(name, "set")
 
     def _told(self, ttl: float) -> int | None:
-        """A ttl as the object takes it; `None` if it expires nothing."""
+        """A ttl as the object takes it; `None` without ``expire``."""
         return _clients.seconds(self.store, ttl, self._clock()) if self._expire else None
 
     def _unsaved(self, name: str, method: str) -> SessionStoreError:

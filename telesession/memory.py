@@ -1,4 +1,4 @@
-"""`MemoryStore`: sessions in this process's memory, bounded, each with an expiry of its own."""
+"""`MemoryStore`: sessions in this process's memory. Locking is left to `_locks`."""
 
 import logging
 import math
@@ -16,21 +16,21 @@ from telesession.stores import Change, Payload, Store
 logger = logging.getLogger("telesession")
 
 _NEVER = math.inf
-_UNKNOWN = -math.inf  #: when the first session expires, while the caches are behind the entries
+_UNKNOWN = -math.inf  #: a value of `_due` while the caches lag behind the entries
 
 
 class _Entry:
     __slots__ = ("payload", "saved", "ttl")
 
     def __init__(self, payload: Payload | None, saved: float, ttl: float | None) -> None:
-        # pickle makes bytes in blocks that are too large
+        # a copy, since pickle's result occupies a larger block of memory than it needs
         self.payload = b"%b" % payload if type(payload) is bytes else payload
         self.saved = saved
         self.ttl = ttl
 
 
 class _Moment(float):
-    """A time for `TTLCache.expire`, which remembers when the first that is left expires."""
+    """A time for `TTLCache.expire` that notes when the first of the remaining items expires."""
 
     first = _NEVER
 
@@ -48,8 +48,8 @@ class MemoryStore(Store):
     for every distinct ttl. Expired sessions are dropped whenever the store is used.
 
     Args:
-        maxsize: how many sessions are kept at the most. Beyond that the least recently used one
-            is dropped; a warning in the log tells of the first.
+        maxsize: the largest number of sessions. Beyond it the least recently used session is
+            dropped; the first time that is logged as a warning.
         clock: the time in seconds, as a callable; for tests.
 
     >>> store = MemoryStore(maxsize=100_000)
@@ -59,9 +59,9 @@ class MemoryStore(Store):
 
     codec: Codec = pickle
 
-    # `_entries` is what counts: it is changed in one step, for all sessions of a commit at once.
-    # The caches follow. Until they have, `_due` is unknown; if an exception comes in between, such
-    # as one out of a signal handler, whoever uses the store next makes them anew.
+    # `_entries` is authoritative: it is changed in one step, for all sessions of a commit at once.
+    # The caches follow, and `_due` is unknown meanwhile. If an exception comes in between, such as
+    # one out of a signal handler, the next use of the store rebuilds the caches.
 
     def __init__(
         self, maxsize: int = 1_000_000, *, clock: Callable[[], float] = time.monotonic
@@ -70,12 +70,12 @@ class MemoryStore(Store):
             raise ValueError(f"maxsize={maxsize!r} must be a positive number of sessions")
         self.maxsize = maxsize
         self._clock = clock
-        self._now = clock()  # the time in the caches: it stands still while they are changed
+        self._now = clock()  # the caches' time, which stands still while they are changed
         self._entries: OrderedDict[str, _Entry] = OrderedDict()  # least recently used first
         self._caches: dict[float | None, TTLCache[str, _Entry]] = {}  # by ttl; none of them empty
-        self._due = _NEVER  # nothing expires before
+        self._due = _NEVER  # the time before which nothing expires
         self._warned = False
-        self._mutex = Mutex()  # for the caches
+        self._mutex = Mutex()  # guards the caches
 
     def open(
         self, names: Sequence[str], timeout: float = 0, lease: None = None
@@ -92,7 +92,7 @@ class MemoryStore(Store):
             payloads.append(entry.payload)
             try:
                 entries.move_to_end(name)
-            except KeyError:  # dropped at this very moment
+            except KeyError:  # another thread dropped it just now
                 pass
         return None, payloads
 
@@ -103,13 +103,13 @@ class MemoryStore(Store):
             if payload is not None and entry is not None and entry.ttl == ttl:
                 payload = b"%b" % payload if type(payload) is bytes else payload
                 try:
-                    if ttl is None:  # the caches needn't know of it
+                    if ttl is None:  # its place in the caches stays the same
                         entry.payload = payload
                         self._entries.move_to_end(name)
                         return
                     if self._mutex.alone(self._renew, name, payload, entry):
                         return
-                except KeyError:  # dropped at this very moment
+                except KeyError:  # another thread dropped it just now
                     pass
         elif self._exchange(changes):
             return
@@ -117,7 +117,7 @@ class MemoryStore(Store):
             self._change(changes)
 
     def _exchange(self, changes: Sequence[Change]) -> bool:
-        """Replace what is kept for good, all of it or none; whether there is nothing else."""
+        """Do all changes, if each replaces a payload without a ttl; returns whether it did."""
         entries = self._entries
         plan: list[tuple[_Entry, Payload | None, Payload]] = []
         for name, payload, ttl in changes:
@@ -133,7 +133,7 @@ class MemoryStore(Store):
             for entry, before, _ in plan:
                 entry.payload = before
             raise
-        return all(name in entries for name, _, _ in changes)  # or one was dropped just now
+        return all(name in entries for name, _, _ in changes)  # another thread may drop one
 
     def names(self, prefix: str) -> Iterator[str]:
         self._expire()
@@ -166,7 +166,7 @@ class MemoryStore(Store):
             self._change()
 
     def _change(self, changes: Sequence[Change] = ()) -> None:
-        """Drop what has expired, and carry out ``changes``, all or none of them."""
+        """Drop expired sessions, and carry out ``changes``, all or none of them."""
         full = self._mutex.alone(self._carry_out, changes)
         if full and not self._warned:
             self._warned = True
@@ -177,7 +177,7 @@ class MemoryStore(Store):
             )
 
     def _carry_out(self, changes: Sequence[Change]) -> bool:
-        """Whether others had to make room."""
+        """Carry out ``changes``; returns whether other sessions were dropped for room."""
         entries = self._entries
         due, self._due = self._due, _UNKNOWN
         now = self._now = self._clock()
@@ -206,7 +206,7 @@ class MemoryStore(Store):
         return full
 
     def _renew(self, name: str, payload: Payload, entry: _Entry) -> bool:
-        """Have the time of an entry begin anew, with other content, unless it is over."""
+        """Replace an entry's payload and restart its ttl; `False` if sessions are due to expire."""
         now = self._now = self._clock()
         due = self._due
         if now >= due:
@@ -219,7 +219,7 @@ class MemoryStore(Store):
         return True
 
     def _sweep(self, due: float, now: float) -> float:
-        """Drop what has expired; when the next does."""
+        """Drop expired sessions; returns when the next one expires."""
         if due == _UNKNOWN:
             self._caches.clear()
             for name, entry in sorted(self._entries.items(), key=lambda item: item[1].saved):
@@ -252,5 +252,5 @@ class MemoryStore(Store):
             del self._caches[entry.ttl]
 
 
-#: Where declarations without a store of their own keep their sessions.
+#: The store of declarations that name none.
 default_store = MemoryStore()

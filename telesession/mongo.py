@@ -1,7 +1,4 @@
-"""`MongoStore`: sessions in a MongoDB collection, safe for many processes, over pymongo.
-
-Each step is one command on one document; `leases` does the waiting, renewing and undoing.
-"""
+"""`MongoStore`: sessions in MongoDB, for many processes. `leases` waits, renews and undoes."""
 
 import re
 import secrets

@@ -1,7 +1,4 @@
-"""`RedisStore`: sessions on a Redis or Valkey server or cluster, safe for many processes.
-
-The steps on the server are the scripts in ``lua``; `leases` does the waiting and renewing.
-"""
+"""`RedisStore`: sessions on Redis or Valkey, for many processes. `leases` waits and renews."""
 
 import hashlib
 import inspect
@@ -104,7 +101,7 @@ class RedisStore(LeasingStore):
         per_process(self, RedisStore._reset)
 
     def _reset(self) -> None:
-        # request numbers of 15 digits, from a random start, so that no other process has them
+        # request numbers of 15 digits, from a random start, unlike those of other processes
         self._numbers = itertools.count(10**14 + secrets.randbelow(8 * 10**14))
         self._close_own()  # a forked child would share the connection with its parent
 

@@ -1,7 +1,4 @@
-"""`SQLStore`: sessions in a SQL database, safe for many processes, over SQLAlchemy's drivers.
-
-`_statements` has the SQL, `_connections` the pool and its errors, `leases` waits and renews.
-"""
+"""`SQLStore`: sessions in a SQL database, for many processes. `leases` waits and renews."""
 
 import logging
 import random

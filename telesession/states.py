@@ -1,4 +1,4 @@
-"""The states of pyTelegramBotAPI, kept in sessions: `StateStorage`.
+"""`StateStorage`: keeps the states of pyTelegramBotAPI in sessions, which a `Declaration` opens.
 
 ::
 
@@ -6,9 +6,10 @@
     bot = telebot.TeleBot(token, state_storage=StateStorage(session))
 
 A bot with ``bot.set_state``, ``state=`` filters, `StateContext`, ``bot.add_data`` and
-``bot.retrieve_data`` goes on as it is, and handlers under ``@session`` and ``@session.when`` work
-on the same data: ``message.session["name"]`` is what ``bot.add_data(..., name="Ann")`` has kept,
-and ``message.session["_state"]`` is the state. So a bot can move one handler at a time.
+``bot.retrieve_data`` works without other changes, and handlers under ``@session`` or
+``@session.when`` share its data: what ``bot.add_data(..., name="Ann")`` sets is
+``message.session["name"]``, and the state is ``message.session["_state"]``. So one handler after
+the other can be changed to sessions.
 """
 
 import contextlib
@@ -24,42 +25,41 @@ from telebot.storage import StateStorageBase
 from telesession.declaration import Declaration
 from telesession.errors import SessionClosed, SessionUnavailable
 
-STATE = "_state"  #: where a session has its state
+STATE = "_state"  #: the key of a session under which the state is
 
 
 class StateCall(SimpleNamespace):
-    """Stands for a message of the user for whom a call such as ``bot.set_state`` is."""
+    """Stands for a message of the user that a call such as ``bot.set_state`` names."""
 
 
 class StateStorage(StateStorageBase):
     """A ``state_storage`` for `telebot.TeleBot`, which keeps states and their data in sessions.
 
     Data and state of a user are a session of the declaration, with its key function, store, ttl,
-    codec and lock. What is called in a handler that has the session joins it: the states are saved
-    with the session, or taken back with it. A ``with bot.retrieve_data(...)`` block holds the lock,
-    and what is raised in it is raised by it, with nothing of the block saved. All else is as with
-    the storages of pyTelegramBotAPI: without a state (or a session) there is nothing that data
-    could be added to.
+    codec and lock. A call in a handler that has the session joins it: the state is saved with the
+    session, or undone with it. A ``with bot.retrieve_data(...)`` block holds the lock; an exception
+    in the block leaves the block, and then nothing of it is saved. The rest is as with the storages
+    of pyTelegramBotAPI: without a state (or a session), data can't be added.
 
-    A filter (``state=Form.name``) is asked before its handler has the lock, so of two quick
-    messages both may be taken for the answer to one question. ``when`` decides under the lock::
+    A filter (``state=Form.name``) runs before its handler has the lock, so two quick messages may
+    both be taken as the answer to one question. ``when`` decides under the lock::
 
         @bot.message_handler(func=lambda m: True)
         @session.when(_state=Form.name)
         def take_name(message): ...
 
     In forums, a declaration with ``key=keys.user_topic`` has a state for each topic, as the
-    storages of pyTelegramBotAPI have; with the default key, a state is for the whole chat. Those
-    who write as channels share one state, as there, which is no handler's session: pyTelegramBotAPI
-    hands on only the user that Telegram sends for all of them.
+    storages of pyTelegramBotAPI have; with the default key, a state is for the whole chat. Users
+    who write as channels share one state, as they do there, and no handler has it as its session:
+    pyTelegramBotAPI hands on only the one user that Telegram sends for all of them.
 
     Args:
-        session: how the sessions are declared. Each bot has a declaration of its own, with another
-            ``property`` where they share a store.
+        session: the declaration of the sessions. Each bot needs a declaration of its own, with
+            another ``property`` where bots share a store.
 
     Raises (all methods):
-        SessionError: as `Declaration.open` and `Declaration.peek`.
-        ValueError: the storage is used by a second bot, or data is called ``_state``.
+        SessionError: as `Declaration.open` and `Declaration.peek` raise it.
+        ValueError: a second bot uses the storage, or data has the name ``_state``.
     """
 
     def __init__(self, session: Declaration) -> None:
@@ -78,11 +78,11 @@ class StateStorage(StateStorageBase):
         return True
 
     def get_state(self, chat_id: int, user_id: int, *place: Any, **named: Any) -> Any:
-        """The state as it is stored, or as this thread has it open; `None` if there is none."""
+        """The state in the stored session, or in the open one of this thread; else `None`."""
         return self._peek(chat_id, user_id, *place, **named).get(STATE)
 
     def delete_state(self, chat_id: int, user_id: int, *place: Any, **named: Any) -> bool:
-        """Remove state and data; whether there were any."""
+        """Remove state and data; returns whether there were any."""
         with self._open(chat_id, user_id, *place, **named) as session:
             known = bool(session)
             session.clear()
@@ -95,13 +95,13 @@ class StateStorage(StateStorageBase):
     def set_data(
         self, chat_id: int, user_id: int, key: str, value: Any, *place: Any, **named: Any
     ) -> bool:
-        """Add to the data; `RuntimeError` where there is neither state nor session."""
+        """Set one value of the data; `RuntimeError` if there is neither state nor session."""
         with self._open(chat_id, user_id, *place, **named) as session:
             if session:
                 _change(session, {}, {key: value})
         if not session:
             try:
-                _change(session, {}, {key: value})  # a handler has it open, and nothing in it yet
+                _change(session, {}, {key: value})  # allowed if a handler has it open, still empty
             except SessionClosed:
                 raise RuntimeError(
                     f"user {user_id} has no state in chat {chat_id} that {key!r} could be added "
@@ -110,13 +110,13 @@ class StateStorage(StateStorageBase):
         return True
 
     def reset_data(self, chat_id: int, user_id: int, *place: Any, **named: Any) -> bool:
-        """Remove the data, but for the state; whether there was a state or session."""
+        """Remove the data, but not the state; returns whether there was a state or session."""
         return self.save(chat_id, user_id, {}, *place, **named)
 
     def save(
         self, chat_id: int, user_id: int, data: dict[str, Any], *place: Any, **named: Any
     ) -> bool:
-        """Put other data in the place of all there is; whether there was a state or session."""
+        """Replace the data, but not the state; returns whether there was a state or session."""
         with self._open(chat_id, user_id, *place, **named) as session:
             known = bool(session)
             if known:
@@ -126,9 +126,9 @@ class StateStorage(StateStorageBase):
     def get_interactive_data(
         self, chat_id: int, user_id: int, *place: Any, **named: Any
     ) -> "_Data":
-        """What ``bot.retrieve_data`` gives: a block with the data, which holds the lock.
+        """The result of ``bot.retrieve_data``: a block with the data, which holds the lock.
 
-        Without ``with``, its ``data`` is a copy of what is stored.
+        Without ``with``, its ``data`` is a copy of the stored data.
         """
         where = (chat_id, user_id, *place)
         return _Data(partial(self.get_data, *where, **named), self._block(*where, **named))
@@ -144,7 +144,7 @@ class StateStorage(StateStorageBase):
                 _change(session, before, data)
         if not (known or session):
             with contextlib.suppress(SessionClosed):
-                _change(session, before, data)  # a handler has it open, and nothing in it yet
+                _change(session, before, data)  # allowed if a handler has it open, still empty
 
     def _open(self, *place: Any, **named: Any) -> contextlib.AbstractContextManager[dict[str, Any]]:
         return self._session.open(self._message(*place, **named))
@@ -160,7 +160,7 @@ class StateStorage(StateStorageBase):
         message_thread_id: int | None = None,
         bot_id: int | None = None,
     ) -> StateCall:
-        """What the key function is asked for, as for a message of that user."""
+        """An update for the key function, like a message of that user."""
         if bot_id is not None and self._bot_id not in (None, bot_id):
             raise ValueError(
                 f"the StateStorage of bot {self._bot_id} is used by bot {bot_id}. Give each bot a "
@@ -170,7 +170,7 @@ class StateStorage(StateStorageBase):
         self._bot_id = bot_id or self._bot_id
         return StateCall(
             chat=SimpleNamespace(id=chat_id, type="private" if chat_id == user_id else "group"),
-            # No sender_chat, so that a key function looks who an anonymous admin is.
+            # No sender_chat, so that key functions recognise an anonymous admin by the user's id.
             from_user=None if user_id is None else SimpleNamespace(id=user_id, is_bot=False),
             business_connection_id=business_connection_id,
             message_thread_id=message_thread_id,
@@ -179,7 +179,7 @@ class StateStorage(StateStorageBase):
 
 
 class _Data:
-    """The data of a user: to be changed in a ``with`` block, or a copy to be read."""
+    """The data of a user: in a ``with`` block to change it, otherwise a copy to read."""
 
     def __init__(
         self,
@@ -206,7 +206,7 @@ def _data(session: dict[str, Any]) -> dict[str, Any]:
 
 
 def _change(session: dict[str, Any], before: dict[str, Any], data: dict[str, Any]) -> None:
-    """Change in a session what was changed in its data; others may have changed the rest."""
+    """Apply the changes from ``before`` to ``data`` to a session, and keep its other changes."""
     if STATE in data:
         raise ValueError(
             f"data can't be called {STATE!r}: there is the state. Give it another name"
@@ -219,27 +219,27 @@ def _change(session: dict[str, Any], before: dict[str, Any], data: dict[str, Any
 
 
 def take_over(old: Any, new: StateStorage, bot_id: int | None = None) -> int:
-    """Bring over what another storage has kept: to be called once, before the bot begins.
+    """Copy the states of another storage; call it once, before the bot starts.
 
     ::
 
         states.take_over(StatePickleStorage("states.pkl"), storage)
 
-    ``old`` stays as it is, and is read in all forms in which pyTelegramBotAPI has written it. A
-    session that there is already stays as well, so a call that failed can be repeated.
+    ``old`` stays as it is, and is read in all formats that pyTelegramBotAPI has written. Sessions
+    that exist already stay as they are, too, so a call that failed can be repeated.
 
     Args:
-        old: a `StatePickleStorage` or a `StateRedisStorage`, made as the bot has made it.
-        new: where states are kept from now on.
-        bot_id: whose states, if several bots have kept theirs in ``old``.
+        old: a `StatePickleStorage` or a `StateRedisStorage`, with the bot's own arguments.
+        new: the storage of the bot from now on.
+        bot_id: the bot whose states are copied, if several bots have states in ``old``.
 
     Returns:
-        How many sessions were brought over.
+        How many sessions were copied.
 
     Raises:
         ValueError: there are states of several bots, and no ``bot_id``.
-        SessionDataError: there is a value that the codec can't keep.
-        SessionError: as `Declaration.open`.
+        SessionDataError: the codec can't keep a value.
+        SessionError: as `Declaration.open` raises it.
     """
     found = list(_pickled(old) if hasattr(old, "file_path") else _on_redis(old))
     bots = {of for _, of, _ in found if of is not None}
@@ -249,7 +249,7 @@ def take_over(old: Any, new: StateStorage, bot_id: int | None = None) -> int:
     for place, of, record in found:
         message = new._message(*place)
         if None in (bot_id, of) or bot_id == of:
-            with contextlib.suppress(SessionUnavailable):  # a state of nobody
+            with contextlib.suppress(SessionUnavailable):  # a state without a user
                 if session.peek(message) is None:
                     with session.open(message, apart=True) as data:
                         _change(data, {}, record["data"])
@@ -258,7 +258,7 @@ def take_over(old: Any, new: StateStorage, bot_id: int | None = None) -> int:
     return taken
 
 
-#: What pyTelegramBotAPI has kept: chat, user, business connection and topic; the bot; the record.
+#: A state of pyTelegramBotAPI: chat, user, business connection and topic; the bot; the record.
 _Found: TypeAlias = tuple[tuple[Any, ...], Any, dict[str, Any]]
 
 
@@ -295,7 +295,7 @@ def _on_redis(old: Any) -> Iterator[_Found]:
 
 
 def _places(old: Any, key: str) -> tuple[tuple[Any, ...], Any]:
-    """What a key names: bot, business connection and topic, if there are such; chat; user."""
+    """The parts of a key: chat, user, business connection and topic; and the bot."""
     prefix, separator = getattr(old, "prefix", "telebot"), getattr(old, "separator", ":")
     parts = key[len(prefix) :].split(separator)[1:]
     *before, chat, user = (int(part) if _is_number(part) else part for part in parts)

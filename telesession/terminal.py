@@ -1,7 +1,7 @@
-"""Chat with a bot in the terminal, without a token and without a network.
+"""Chat with a bot in the terminal, without a token or a network: a front end of `testing`.
 
-Each line that is typed, or piped in, is a message to the bot; what the bot answers is printed.
-Some lines are for the terminal itself::
+Each line that is typed, or piped in, is a message to the bot; the bot's answers are printed.
+Some lines are commands to the terminal itself::
 
     /as 2           be user 2 from now on
     /chat -100      go to the group -100; /chat alone goes back to the user's private chat
@@ -10,8 +10,8 @@ Some lines are for the terminal itself::
     /edit hello     edit the last message
     /help           list these lines; the bot gets it, too, and may have a /help of its own
 
-The arrow keys edit a line, and bring back those before it, where Python has `readline`. The end of
-input (Ctrl-D, or Ctrl-Z and Enter on Windows) or Ctrl-C ends it.
+Where Python has `readline`, the arrow keys edit a line and bring back earlier lines. The end of
+input (Ctrl-D, or Ctrl-Z and Enter on Windows) or Ctrl-C ends the chat.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ def run(bot: Any, *, chat: int | None = None, lines: TextIO | None = None) -> No
     Args:
         bot: any `telebot.TeleBot`; it does not poll.
         chat: the id of a group to start in; by default the private chat with the bot.
-        lines: where lines come from; by default standard input.
+        lines: the source of the lines; by default standard input.
 
     An error in a handler is printed with its traceback, and the chat goes on.
     """
@@ -56,7 +56,7 @@ def run(bot: Any, *, chat: int | None = None, lines: TextIO | None = None) -> No
         except (EOFError, KeyboardInterrupt):
             break
     if (lines or sys.stdin).isatty():
-        print()  # what comes next is not to stand beside the prompt
+        print()  # ends the prompt's line
 
 
 def _read(lines: TextIO | None, prompt: str) -> str:
@@ -95,12 +95,12 @@ def _do(chat: Chat, line: str) -> None:
     try:
         answers = commands[command](argument) if command in commands else chat.send(line)
     except Exception as error:
-        if type(error) is LookupError:  # the chat's own: no such button, nothing to edit
+        if type(error) is LookupError:  # raised by `Chat`: no such button, nothing to edit
             print(f"({error})")
         else:
             traceback.print_exc()
         return
-    answers += chat.pending()  # of timers and threads, since the last line
+    answers += chat.pending()  # sent by timers and threads since the last line
     if not answers:
         print("(no answer)")
     for answer in answers:

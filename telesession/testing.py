@@ -1,4 +1,4 @@
-"""Drive a bot without a network: in tests, in a terminal, anywhere.
+"""Drive a bot without a network, in tests or a terminal; `_telegram` has the fake Telegram.
 
 ::
 
@@ -7,9 +7,9 @@
     chat = Chat(bot)  # user 1 in a private chat with the bot
     assert chat.send("hi") == ["1 messages"]
 
-Updates go the way they go in life: JSON, `telebot.types.Update`, ``bot.process_new_updates``. The
-bot's calls are answered through ``telebot.apihelper.CUSTOM_REQUEST_SENDER``, for bots that have a
-`Chat` only; what a test sets there later is asked first. ``bot.download_file`` is answered, too.
+Updates take the usual path: JSON, `telebot.types.Update`, ``bot.process_new_updates``. Calls of
+bots that have a `Chat` are answered through ``telebot.apihelper.CUSTOM_REQUEST_SENDER``; a function
+that a test sets there later is asked first. ``bot.download_file`` is answered, too.
 """
 
 import contextlib
@@ -40,12 +40,12 @@ __all__ = ["Answer", "Chat"]
 
 
 class Chat:
-    """One chat with a bot: what a user does there, and what the bot answers.
+    """One chat with a bot: acts of users in it, and the bot's answers.
 
-    All that makes an update returns the `Answer`s to it: the API calls that its handlers made, in
-    order, but for those that only read (get...). Handlers run in the caller's thread, whatever
-    ``bot.threaded`` says, and what they raise is raised here, unless the bot's own
-    ``exception_handler`` returns True for it. Chats of one bot can be used in many threads at once.
+    Methods that make an update return the `Answer`s to it: the API calls of its handlers, in order,
+    except for those that only read (get...). Handlers run in the caller's thread, whatever
+    ``bot.threaded`` says, and their exceptions are raised here, unless the bot's own
+    ``exception_handler`` returns True for them. Many threads can use chats of one bot at once.
 
     ::
 
@@ -55,11 +55,11 @@ class Chat:
 
     Args:
         bot: any `telebot.TeleBot`; ``TeleBot("1:test")`` is enough. Its id is the number in the
-            token, but no user has that by default: where it is 1, the bot has another.
-        user: who acts, unless a call names another: an id, or a User's JSON to give more than that.
+            token, but not 1, which is the default user's: then the bot has another id.
+        user: the acting user, unless a call names another one: an id, or a User's JSON.
         chat: a group's id, or a Chat's JSON; by default the user's private chat with the bot.
 
-    Both are there as ``chat.user`` and ``chat.chat``, in JSON, to make updates with.
+    Both are available as ``chat.user`` and ``chat.chat``, in JSON, to make updates with.
     """
 
     def __init__(self, bot: telebot.TeleBot, *, user: Who = 1, chat: Who | None = None) -> None:
@@ -79,7 +79,7 @@ class Chat:
         return self._telegram.messages(self.chat)
 
     def send(self, text: str = "", *, user: Who | None = None, **fields: Any) -> list[Answer]:
-        """Send a message, with any further fields of it: ``send("hi", message_thread_id=3)``.
+        """Send a message, with any further fields: ``send("hi", message_thread_id=3)``.
 
         ::
 
@@ -89,8 +89,8 @@ class Chat:
             chat.send("Yes", reply_to_message=chat.messages[-1])  # or an `Answer`
 
         A file (photo, document, video, audio, voice, ...) is given as bytes, a path, an open file
-        or a pair of a name and one of these, and can be downloaded by the bot; or by the
-        ``file_id`` of one that was sent before; or in JSON.
+        or a pair of a name and one of these, and the bot can download it; or as the ``file_id`` of
+        a file that was sent before; or in JSON.
         """
         return self._send([self._written(text, user, fields)])
 
@@ -116,7 +116,7 @@ class Chat:
     def message(
         self, text: str = "", *, user: Who | None = None, **fields: Any
     ) -> telebot.types.Message:
-        """The message that `send` would send, unsent: for what takes one, such as `peek`.
+        """The message that `send` would send, unsent: for functions that take one, such as `peek`.
 
         ``session.peek(chat.message(user=8))`` looks at the session that user 8 has in this chat,
         and ``session.key(chat.message(user=8))`` is its key.
@@ -129,7 +129,7 @@ class Chat:
         who = self._who(user)
         for old in reversed(self.messages):
             sender = old.get("from", who)
-            # A user may be given the id of the bot.
+            # A test may give a user the bot's id.
             if sender["id"] == who["id"] and not sender["is_bot"]:
                 kept = {k: v for k, v in old.items() if k not in ("entities", "caption_entities")}
                 new = {"edit_date": int(time.time()), **self._content(text, who, fields, old)}
@@ -147,12 +147,12 @@ class Chat:
         """Click an inline button, by its label or callback data, on the newest message with it.
 
         Args:
-            button: the label, or the data. `LookupError`, which names the buttons that there are,
-                if no message has it; or
-            data: the data alone. Where no message has such a button, it is one of before a restart.
-            message: the message to click on, also one that is older, or of before a restart: an
-                `Answer`, or its ``result``.
-            user: who clicks.
+            button: the label or the data. If no message has such a button, that is a `LookupError`,
+                which names the buttons of the chat; or
+            data: the data alone. If no message has such a button, one from before a restart has.
+            message: the message to click on, an `Answer` or its ``result``; it may be an older one,
+                or one from before a restart.
+            user: the user who clicks.
         """
         shown = [self._telegram.known(_json(message))] if message else self.messages[::-1]
         seen = []
@@ -171,7 +171,7 @@ class Chat:
         raise LookupError(f"no inline button {button!r} to click in this chat, only {seen}")
 
     def inline(self, query: str, *, user: Who | None = None, **fields: Any) -> list[Answer]:
-        """Type an inline query in this chat, with any further fields of it: ``offset="50"``."""
+        """Type an inline query in this chat, with any further fields: ``offset="50"``."""
         self._query = query
         chat_type = self.chat["type"].replace("private", "sender")
         content = {"query": query, "offset": "", "chat_type": chat_type, **fields}
@@ -193,11 +193,11 @@ class Chat:
         return self._telegram.dispatch(self._bot, fields)
 
     def pending(self) -> list[Answer]:
-        """Take what the bot sent here outside of its handlers, from a timer or thread."""
+        """Take the answers that the bot sent here outside of handlers, from timers or threads."""
         return self._telegram.take_pending(self.chat)
 
     def together(self, *acts: str | Callable[[], list[Answer]]) -> list[list[Answer]]:
-        """Have several updates handled at once, as a bot's worker threads would, to see a race.
+        """Have several updates handled at once, as by a bot's worker threads, to provoke races.
 
         ::
 
@@ -207,9 +207,9 @@ class Chat:
         Args:
             acts: texts to send, or functions; each is run in a thread of its own.
 
-        Returns what each of them gave, in their order, when all have ended; what one raised is
-        raised here. They take turns as often as Python can, and where they call Telegram, they wait
-        for each other for up to a tenth of a second: handlers that nothing keeps apart meet there.
+        Returns the answers of each act, in their order, when all have ended; an exception in an act
+        is raised here. The threads switch as often as Python can, and at each call to Telegram they
+        wait for each other for up to a tenth of a second, so that handlers without a lock overlap.
         """
         start, meeting = threading.Barrier(len(acts)), threading.Barrier(len(acts))
 
@@ -240,7 +240,7 @@ class Chat:
         code: int = 403,
         **parameters: Any,
     ) -> Iterator[None]:
-        """Have Telegram refuse calls of the bot's in this chat: `ApiTelegramException` for it.
+        """Have Telegram refuse the bot's calls in this chat: they raise `ApiTelegramException`.
 
         ::
 
@@ -250,11 +250,11 @@ class Chat:
                 chat.send("/news")
 
         Args:
-            method: of the Bot API, "sendMessage", or as pyTelegramBotAPI has it, "send_message"
-                (which is what ``bot.reply_to`` calls).
-            description: Telegram's words.
+            method: the method's name in the Bot API, "sendMessage", or in pyTelegramBotAPI,
+                "send_message" (which ``bot.reply_to`` calls).
+            description: Telegram's text of the error.
             code: the ``error_code``, an HTTP status.
-            parameters: what else Telegram says, for programs.
+            parameters: the error's ``parameters``, such as ``retry_after``.
         """
         name = snake(method)
         if not hasattr(telebot.apihelper, name):
@@ -277,7 +277,7 @@ class Chat:
         return self._telegram.message(self.chat, who, self._content(text, who, fields))
 
     def _content(self, text: str, who: JSON, given: JSON, old: JSON | None = None) -> JSON:
-        """The fields of a message, of those that a user gives; or of an ``old`` one's edit."""
+        """The fields of a message, or of an edit of ``old``, from the fields that a test gives."""
         content = dict(given)
         if "reply_to_message" in content:
             content["reply_to_message"] = _json(content["reply_to_message"])

@@ -10,9 +10,9 @@
     def count(message: Message) -> None:
         message.session["n"] = message.session.get("n", 0) + 1
 
-At run time these are the classes of `telebot.types` themselves; only a type checker sees that they
-have a ``session``. For a property of another name, or to say what is in the session, write such a
-class of your own; ``initial`` has `open`, `peek` and `when` typed like it::
+At run time these are the classes of `telebot.types` themselves; only a type checker sees their
+``session``. For a property of another name, or for a session with typed keys, write such a class
+of your own; the type of ``initial`` is also that of `open`, `peek` and `when`::
 
     from telebot import types
     from typing import TypedDict
@@ -133,5 +133,5 @@ if TYPE_CHECKING:
         """A `telebot.types.ShippingQuery` with a session."""
 
 else:
-    # An older pyTelegramBotAPI doesn't know all of them.
+    # Older versions of pyTelegramBotAPI lack some of them.
     globals().update((name, getattr(_types, name)) for name in __all__ if hasattr(_types, name))

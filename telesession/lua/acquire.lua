@@ -9,8 +9,7 @@
 --         the place, from 1, of the first session that another token has leased, and that lease.
 --
 -- A lease is a string: ARGV[1] of the request that took it; after a renewal, a blank and the number
--- of the renewing request; and "!" once another token waits for it, so that its release wakes that
--- one.
+-- of the renewing request; and "!" once another token waits for it, so that its release wakes it.
 --
 -- The numbers of one token's requests grow. A request that comes after the token's release, with a
 -- smaller number than that, is a late copy: the client sent it again when it got no answer.

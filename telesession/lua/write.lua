@@ -1,5 +1,5 @@
--- Write sessions and release them: all of them, or nothing. Where there is nothing to write, release
--- those that the token has.
+-- Write sessions and release them: all of them, or nothing. Where there is nothing to write, it
+-- releases those that the token has.
 --
 -- KEYS    four for each session: its data, its lease (see acquire.lua), the list that wakes waiting
 --         clients, and the token's mark that it released the session
@@ -10,7 +10,7 @@
 --         its new data
 -- Returns an array: ARGV[1], and 1, or 0 if the token lost one of the leases.
 --
--- A mark is the number of the releasing request; it is negative if the token did not have the lease.
+-- A mark is the number of the releasing request, negative if the token did not have the lease.
 local request, remembered = ARGV[1], ARGV[2]
 local token, number = string.sub(request, 1, -16), string.sub(request, -15)
 
