@@ -42,6 +42,8 @@ from tests.helpers import count, run_together, says, until
 from tests.interrupts import TELESESSION, Alarm, Interrupt, Interrupting
 from tests.stores import NAME, TIMEOUT, found, message, put, visit
 
+#: Whether redis-py sends a request again by itself, where no answer came.
+RETRIES = int(redis.__version__.partition(".")[0]) >= 6
 KEY = "telesession:{%s:42:42}"
 DATA, LEASE, WAKE = KEY % "session", KEY % "session" + ":lease", KEY % "session" + ":wake"
 DURABLE = ("--appendonly", "yes", "--appendfsync", "always")
@@ -528,6 +530,7 @@ class TestSentTwice:
         assert sent.again(1) == 0
         assert leases(valkey) == []
 
+    @pytest.mark.skipif(not RETRIES, reason="this redis-py sends no request again by itself")
     @pytest.mark.parametrize("error", [redis.ConnectionError, redis.TimeoutError])
     def test_the_clients_retry(self, valkey_port, connect, store, rival, error):
         """The answer to the save is lost, and others have the session before it is sent again."""
@@ -555,7 +558,8 @@ class TestSentTwice:
 
 def pooled(package, client, **options):
     """A client whose pool has one connection, for which all wait."""
-    return client.from_pool(package.BlockingConnectionPool(max_connections=1, **options))
+    pool = package.BlockingConnectionPool(max_connections=1, **options)
+    return client(connection_pool=pool)
 
 
 POOLS = {
@@ -612,10 +616,12 @@ class TestAnswers:
     @pytest.mark.parametrize("request_", ["open", "peek", "names"])
     def test_somebody_else_was_interrupted(self, any_client, request_):
         """The bot itself, at a command on the same client: it is refused, once."""
+        if any_client.connection and not RETRIES:
+            pytest.skip("this redis-py does not connect again by itself")
         store = RedisStore(any_client)
         self.fill(store, [1, 2])
         pool = any_client.connection_pool
-        what = () if isinstance(any_client, redis.Redis) else ("BLPOP",)
+        what = () if RETRIES and isinstance(any_client, redis.Redis) else ("BLPOP",)
         connection = any_client.connection or pool.get_connection(*what)
         connection.send_command("BLPOP", "nothing there", 0.2)
         if not any_client.connection:
