@@ -9,6 +9,7 @@ import copy
 import datetime
 import json
 import math
+import os
 import pickle
 from collections import Counter
 
@@ -935,7 +936,14 @@ class OnBoth(AllOrNothing):
         return RecordingMemory(clock=clock), RecordingKeyValue({}, clock=clock)
 
 
-budget = settings(deadline=None, max_examples=225, stateful_step_count=30)
+# The same examples each time. MODEL_EXAMPLES=5000 looks at so many others.
+examples = int(os.environ.get("MODEL_EXAMPLES", 0))
+budget = settings(
+    deadline=None,
+    max_examples=examples or 225,
+    stateful_step_count=30,
+    derandomize=not examples,
+)
 
 TestOnMemory = OnMemory.TestCase
 TestOnKeyValue = OnKeyValue.TestCase
