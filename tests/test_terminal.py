@@ -1,5 +1,6 @@
 """`telesession.terminal`: a chat with a bot by hand."""
 
+import contextlib
 import io
 import os
 import signal
@@ -218,7 +219,11 @@ def test_keys(end):
         if end == "Ctrl-D":
             terminal.type("\x04")
         else:  # what the shell's terminal makes of the key; this one controls no process
-            terminal.process.send_signal(signal.SIGINT)
+            for _ in range(30):  # one that comes while readline is about to wait is not seen
+                if terminal.process.poll() is None:
+                    terminal.process.send_signal(signal.SIGINT)
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        terminal.process.wait(1)
     finally:
         code = terminal.end()
     assert code == 0
