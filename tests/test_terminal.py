@@ -216,14 +216,14 @@ def test_keys(end):
         terminal.type("\x1b[A\r")
         terminal.wait_for("bot> 2 messages")
         terminal.wait_for("user 1> ")
-        if end == "Ctrl-D":
-            terminal.type("\x04")
-        else:  # what the shell's terminal makes of the key; this one controls no process
-            for _ in range(30):  # one that comes while readline is about to wait is not seen
-                if terminal.process.poll() is None:
-                    terminal.process.send_signal(signal.SIGINT)
-                    with contextlib.suppress(subprocess.TimeoutExpired):
-                        terminal.process.wait(1)
+        for _ in range(30):  # one that comes just before it waits for a line is not seen
+            if end == "Ctrl-D":
+                terminal.type("\x04")
+            else:  # what the shell's terminal makes of the key; this one controls no process
+                terminal.process.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                terminal.process.wait(1)
+                break
     finally:
         code = terminal.end()
     assert code == 0
