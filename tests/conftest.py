@@ -23,7 +23,14 @@ THOROUGH = {
     *("test_interrupts", "test_transactions", "test_waiting", "test_imports"),
     *("test_redis", "test_sql", "test_sql_faults", "test_drivers", "test_mongo", "test_mongod"),
     *("test_leases", "test_memory", "test_clients", "test_sent_updates", "test_examples"),
-    *("test_forms", "test_states", "test_testing", "test_terminal", "test_conversations"),
+    *(
+        "test_forms",
+        "test_states",
+        "test_testing",
+        "test_bot_calls",
+        "test_terminal",
+        "test_conversations",
+    ),
     *("get-set", "ttl-cache", "lru-cache", "diskcache", "cachelib", "redis", "memcached"),
     *("redis-cluster", "postgres", "mariadb", "mongo", "sqlite"),
 }
