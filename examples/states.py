@@ -11,10 +11,14 @@ Needs ``pip install "telesession[sql]"``. Without BOT_TOKEN it chats in the term
 import os
 from typing import Any
 
-import sqlalchemy
 import telebot
 from telebot import custom_filters
 from telebot.handler_backends import State, StatesGroup
+
+try:
+    import sqlalchemy
+except ImportError:
+    raise SystemExit('This example needs SQLAlchemy: pip install "telesession[sql]"') from None
 
 from telesession import terminal, with_session
 from telesession.sql import SQLStore

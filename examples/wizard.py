@@ -10,8 +10,12 @@ Needs ``pip install "telesession[sql]"``. Without BOT_TOKEN it chats in the term
 import os
 from typing import Any
 
-import sqlalchemy
 import telebot
+
+try:
+    import sqlalchemy
+except ImportError:
+    raise SystemExit('This example needs SQLAlchemy: pip install "telesession[sql]"') from None
 
 from telesession import terminal
 from telesession.forms import Form, Goto, Invalid

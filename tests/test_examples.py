@@ -68,6 +68,8 @@ def test_no_example_hides_a_module():
     [
         ("persistent.py", "sqlalchemy", 'pip install "telesession[sql]"'),
         ("register_next_step.py", "sqlalchemy", 'pip install "telesession[sql]"'),
+        ("states.py", "sqlalchemy", 'pip install "telesession[sql]"'),
+        ("wizard.py", "sqlalchemy", 'pip install "telesession[sql]"'),
         ("workers.py", "redis", 'pip install "telesession[redis]"'),
         ("webhook.py", "flask", 'pip install "telesession[sql]" flask gunicorn'),
     ],
