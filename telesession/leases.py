@@ -413,6 +413,7 @@ class _Renewer:
 
     def _reset(self) -> None:
         self._mutex = threading.Lock()  # guards `_thread`
+        self._due = threading.Event()  # set when there is something to release
         self._thread: threading.Thread | None = None
         self.held: weakref.WeakValueDictionary[str, Lease] = weakref.WeakValueDictionary()
         #: by token: the groups to release, and when their leases have run out anyway
@@ -429,6 +430,7 @@ class _Renewer:
     def let_go(self, groups: Sequence[Sequence[str]], token: str) -> None:
         earlier, _ = self._owed.get(token, ((), 0.0))
         self._owed[token] = [*earlier, *groups], time.monotonic() + self._lease
+        self._due.set()
         if self._thread is None:
             self._start()
 
@@ -453,8 +455,9 @@ class _Renewer:
     def _run(self) -> None:
         idle = 0
         while self._store() is not None and (idle < _PATIENCE or not self._ends()):
+            self._due.clear()
             self._look()
-            time.sleep(min(self._lease / 6, _LONGEST_NAP))
+            self._due.wait(min(self._lease / 6, _LONGEST_NAP))
             idle = 0 if self.held or self._owed else idle + 1
 
     def _look(self) -> None:

@@ -88,7 +88,8 @@ class Ledger:
     doubts: Counter[str] = field(default_factory=Counter)  #: saves that may have been done or not
     handled: Counter[str] = field(default_factory=Counter)  #: by the kind of update
     refusals: Counter[str] = field(default_factory=Counter)  #: these saves, by the error
-    suspects: dict[str, str] = field(default_factory=dict)  #: wrong, unless a save was in doubt
+    suspects: dict[str, str] = field(default_factory=dict)  #: wrong, unless a save failed
+    unsaved: set[str] = field(default_factory=set)  #: sessions of which a save failed
     retried: int = 0
     problems: list[str] = field(default_factory=list)
     mutex: threading.Lock = field(default_factory=threading.Lock)
@@ -116,7 +117,8 @@ class Ledger:
         names = re.findall(r"'(\w+:\d+)'", str(error))
         with self.mutex:
             self.retried += 1
-            if "not saved" in str(error):
+            self.unsaved.update(names)
+            if "not known" in str(error):
                 self.refusals[type(error).__name__] += 1
                 for name in names:
                     self.doubts[name] += max(1, counted.count(name.partition(":")[0]))
@@ -224,14 +226,17 @@ class Handlers:
             with contextlib.suppress(Failure):
                 inner(message, True)
             inner(message, False)
-            self.ledger.add(f"hour:{user}")
             with self.counter.open(key=user) as again:
                 one_more(again)
             with self.shared.open(key=user % SHARED) as shared:
                 one_more(shared)
-            self.ledger.add(f"shared:{user % SHARED}")
 
-        yield self.retrying("nested", nested, "counter", "counter", "counter")
+        def run(message: Any) -> None:
+            nested(message)
+            user = message.from_user.id
+            self.ledger.add(f"hour:{user}", f"shared:{user % SHARED}")
+
+        yield self.retrying("nested", run, "counter", "counter", "counter")
 
     def make_open(self) -> Iterator[Any]:
         def outside(message: Any) -> None:
@@ -467,7 +472,7 @@ class Soak:
                 if late > max(early * growth, early + slack):
                     ledger.note("memory has grown")
         for name, suspicion in ledger.suspects.items():
-            if not ledger.doubts[name]:
+            if name not in ledger.unsaved:
                 ledger.note(suspicion)
         for kind, number in self.planned.items():
             if ledger.handled[kind] != number:
@@ -503,7 +508,7 @@ class Soak:
                 name = key.decode().removeprefix("telesession:{").removesuffix("}")
                 if key.endswith(b"}"):
                     yield name, json.loads(payload)["n"] if payload else 0
-                else:  # no session: a lease, or a list to wake others
+                elif b":done:" not in key:  # no session: a lease, or a list to wake others
                     yield name, -1
 
     def _check_idle(self, store: Any) -> None:

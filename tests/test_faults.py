@@ -919,7 +919,13 @@ def clocked_places(tmp_path_factory):
 def clocked(request, clocked_places):
     place, clock = clocked_places(request.param)
     clock.step(0)
-    return place, clock
+    spins = isinstance(place, MongoPlace)  # under libfaketime, for as long as it runs
+    if spins and place.server.process.poll() is not None:
+        with clock.kept():
+            place.start()
+    yield place, clock
+    if spins:
+        place.stop()
 
 
 def clocked_cells(fault):
@@ -978,7 +984,7 @@ def test_clock_forward(clocked, expected):
     outcomes = []
     for others in (False, True):
         clock.step(0)
-        with holder(place, clock, 10, 2) as has, holder(place, clock, 10, 0) as comes:
+        with holder(place, clock, 10, 1) as has, holder(place, clock, 10, 0) as comes:
             has.go()
             assert has.read() == "inside"
             clock.step(3600)

@@ -713,7 +713,7 @@ class TestNames:
         finally:
             tracemalloc.stop()
 
-        assert peak < 1_000_000  # a list of them, as they are, and no copy
+        assert peak < 1_400_000  # a list of them, as they are, and no copy
 
     def test_nothing_is_held_between(self, store):
         save(store, "a", "b", ttl=TTL)

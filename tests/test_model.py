@@ -940,7 +940,7 @@ class OnBoth(AllOrNothing):
 examples = int(os.environ.get("MODEL_EXAMPLES", 0))
 budget = settings(
     deadline=None,
-    max_examples=examples or 225,
+    max_examples=examples or 100,
     stateful_step_count=30,
     derandomize=not examples,
 )

@@ -8,8 +8,8 @@ from tests import soak
 @pytest.mark.parametrize(
     "options",
     [
-        ["--updates", "40000", "--users", "2000", "--seconds", "5"],
-        ["--store", "valkey", "--users", "300", "--seconds", "5", "--restarts", "2"],
+        ["--updates", "40000", "--users", "2000", "--seconds", "2"],
+        ["--store", "valkey", "--users", "300", "--seconds", "3", "--restarts", "2"],
     ],
     ids=["memory", "valkey"],
 )
