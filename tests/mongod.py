@@ -16,13 +16,17 @@ In a test, a further `Proxy` before it can lose answers, and send requests twice
 """
 
 import contextlib
+import datetime
 import json
+import os
 import socket
 import socketserver
 import struct
 import sys
 import threading
 from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import bson
@@ -378,9 +382,28 @@ def _op_msg(answered: int, document: Command, request: int = 0) -> bytes:
     return _HEAD.pack(_HEAD.size + len(body), request, answered, _OP_MSG) + body
 
 
+def _step(file: Path) -> None:
+    """Give the server's commands the clock that `servers.ServerClock` sets."""
+    from secantus import aggregate, commands
+
+    class Kind(type):
+        def __instancecheck__(cls, value: object) -> bool:
+            return isinstance(value, datetime.datetime)
+
+    class Stepped(datetime.datetime, metaclass=Kind):
+        @classmethod
+        def now(cls, tz: datetime.tzinfo | None = None) -> Any:
+            return datetime.datetime.now(tz) + datetime.timedelta(seconds=float(file.read_text()))
+
+    for module in (aggregate, commands):
+        module._dt = SimpleNamespace(**{**vars(datetime), "datetime": Stepped})
+
+
 def main() -> None:
     from secantus import SecantusDBServer
 
+    if "FAKETIME_TIMESTAMP_FILE" in os.environ:
+        _step(Path(os.environ["FAKETIME_TIMESTAMP_FILE"]))
     options = json.loads(sys.argv[1])
     server = SecantusDBServer(**{**options, "port": 0})
     server.start()

@@ -473,13 +473,13 @@ class ServerClock:
         new.replace(self._file)  # in one step, since it is read at any time
 
     @contextmanager
-    def kept(self, *, by_sqlite: bool = False) -> Iterator[None]:
+    def kept(self, *, preload: bool = True) -> Iterator[None]:
         """Have processes that are started meanwhile keep it, except for their monotonic one.
 
-        Not by workers, whose `time.sleep` fails under libfaketime; `by_sqlite` is for those.
+        Python's own processes read it themselves: libfaketime makes their sleeps fail.
         """
         own = {"FAKETIME_TIMESTAMP_FILE": str(self._file)}
-        if not by_sqlite:
+        if preload:
             own |= {
                 "LD_PRELOAD": str(self._library),
                 "FAKETIME_NO_CACHE": "1",
