@@ -384,7 +384,7 @@ def _op_msg(answered: int, document: Command, request: int = 0) -> bytes:
 
 def _step(file: Path) -> None:
     """Give the server's commands the clock that `servers.ServerClock` sets."""
-    from secantus import aggregate, commands
+    from secantus import aggregate, commands, storage
 
     class Kind(type):
         def __instancecheck__(cls, value: object) -> bool:
@@ -395,7 +395,7 @@ def _step(file: Path) -> None:
         def now(cls, tz: datetime.tzinfo | None = None) -> Any:
             return datetime.datetime.now(tz) + datetime.timedelta(seconds=float(file.read_text()))
 
-    for module in (aggregate, commands):
+    for module in (aggregate, commands, storage):
         module._dt = SimpleNamespace(**{**vars(datetime), "datetime": Stepped})
 
 
