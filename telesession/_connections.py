@@ -8,7 +8,7 @@ import random
 import sqlite3
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -234,9 +234,23 @@ class Connections:
                 raise _WasDead(failed) from error
             raise failed from error
         connection.close()
-        if pool is not self.own.pool:  # `close` ran meanwhile
-            pool.dispose()
+        self._drop(pool)
         return result
+
+    @contextlib.contextmanager
+    def connect(self) -> Iterator[sa.Connection]:
+        """A connection as SQLAlchemy has it, to look at a table or to make one."""
+        pool = self.own.pool
+        try:
+            with self.own.connect() as connection:
+                yield connection
+        finally:
+            self._drop(pool)
+
+    def _drop(self, pool: sa.Pool) -> None:
+        """Close what was given back to a pool after `close` had replaced it."""
+        if pool is not self.own.pool:
+            pool.dispose()
 
     def _failed(self, error: BaseException, connection: Any, say: Say | None) -> DBAPIError | None:
         """A driver's error wrapped as SQLAlchemy wraps it; `None` for any other exception."""

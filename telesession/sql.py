@@ -253,7 +253,7 @@ class SQLStore(LeasingStore):
         began = time.monotonic()
         while not self._there():
             try:
-                with self._connections.own.connect() as connection:
+                with self._connections.connect() as connection:
                     self._create(connection)
             except SQLAlchemyError as error:
                 if self._there():
@@ -268,7 +268,7 @@ class SQLStore(LeasingStore):
         self._made = True
 
     def _there(self) -> bool:
-        with self._connections.own.connect() as connection:
+        with self._connections.connect() as connection:
             return sa.inspect(connection).has_table(self.table.name, self.table.schema)
 
     def _create(self, connection: sa.Connection) -> None:
@@ -366,7 +366,7 @@ def _in_memory(engine: sa.Engine, connections: Connections) -> bool:
     suspect = file in ("", ":memory:") or "memory" in f"{file}{engine.url.query.get('mode')}"
     if engine.dialect.name != "sqlite" or not suspect:
         return False
-    with connections.own.connect() as connection:
+    with connections.connect() as connection:
         return not connection.exec_driver_sql("PRAGMA database_list").all()[0][2]
 
 

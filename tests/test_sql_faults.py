@@ -402,3 +402,29 @@ def test_two_store_objects(sqlite):
     assert time.monotonic() - start < 5
     for declaration in (one, two):
         declaration.store.engine.dispose()
+
+
+def test_a_pool_that_is_closed_while_the_table_is_looked_for(sqlite, monkeypatch):
+    """As where a bot ends while its store releases a lease: no connection stays open."""
+    opened = []
+
+    class Noted(sqlite3.Connection):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            opened.append(self)
+
+    engine = sa.create_engine(sqlite.url, connect_args={"factory": Noted})
+    inspect = sa.inspect
+
+    def closing(connection):
+        engine.dispose()
+        return inspect(connection)
+
+    monkeypatch.setattr(sql.sa, "inspect", closing)
+    put({"n": 1}, store=SQLStore(engine))
+    monkeypatch.undo()
+    engine.dispose()
+    assert len(opened) > 1
+    for connection in opened:
+        with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+            connection.execute("SELECT 1")
