@@ -4,12 +4,14 @@
 
     python -m tests.soak                                    # a million updates of 100,000 users
     python -m tests.soak --store valkey --updates 200000    # over restarts and kills of the server
+    python -m tests.soak --store sqlite --updates 100000    # beside another process' locks
 
 Updates are handled by the worker pool of a real `telebot.TeleBot`, 8 threads: it is fed with
 messages instead of polling, and finds the handlers by their filters. Each kind of update does
 something else with sessions (see `Handlers`): plain, raising, stacked, nested, `open`, a short ttl,
 waiting in line, `busy` and `when`; one in ten updates belongs to a burst of a single user. On
-Valkey the server is ended, or killed, in the middle of it, and starts again.
+Valkey the server is ended, or killed, in the middle of it, and starts again; SQLite's file is
+locked instead, for longer than its connections wait.
 
 An update that fails because of the server is handled again until it succeeds, so every update has
 to count exactly once. Only where a *save* failed can nobody say whether it had arrived before the
@@ -29,6 +31,7 @@ import os
 import pickle
 import random
 import re
+import sqlite3
 import sys
 import tempfile
 import threading
@@ -326,6 +329,7 @@ class Soak:
         self.early: tuple[int, int] | None = None
         self.server: Any = None
         self.client: Any = None
+        self.engine: Any = None
 
     def handle(self, error: Exception) -> bool:
         """What pyTelegramBotAPI does with an error: there is none that `retrying` lets through."""
@@ -365,13 +369,15 @@ class Soak:
     def _store(self, stack: contextlib.ExitStack) -> Any:
         if self.store_name == "memory":
             return MemoryStore(maxsize=10 * self.users + 10 * SOME)
+        directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="telesession-"))
+        if self.store_name == "sqlite":
+            return self._sqlite(Path(directory, "sessions.sqlite"), stack)
         import redis
         from redis.backoff import NoBackoff
         from redis.retry import Retry
 
         from telesession.redis import RedisStore
 
-        directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="telesession-"))
         # What was answered has been given to the disk, so even a kill loses none of it.
         durable = ("--appendonly", "yes", "--appendfsync", "always")
         self.server = stack.enter_context(servers.valkey_server(Path(directory), *durable))
@@ -379,6 +385,26 @@ class Soak:
             redis.Redis(port=self.server.port, socket_timeout=10, retry=Retry(NoBackoff(), 1))
         )
         return RedisStore(self.client, lease=LEASE)
+
+    def _sqlite(self, file: Path, stack: contextlib.ExitStack) -> Any:
+        import sqlalchemy
+
+        from telesession.sql import SQLStore
+
+        options = {"connect_args": {"timeout": 0.5}, "pool_size": WORKERS}
+        self.engine = sqlalchemy.create_engine(f"sqlite:///{file}", **options)
+        stack.callback(self.engine.dispose)
+        return SQLStore(self.engine, lease=LEASE)
+
+    def _disturb(self, gently: bool) -> None:
+        """End the server, or lock the file, while the workers go on."""
+        if self.server:
+            (self.server.end if gently else self.server.stop)()
+            self.server.start()
+        else:
+            with contextlib.closing(sqlite3.connect(self.engine.url.database)) as other:
+                other.execute("BEGIN IMMEDIATE")
+                time.sleep(0.7)
 
     def _feed(self, bot: Any) -> None:
         queue = bot.worker_pool.tasks
@@ -397,11 +423,9 @@ class Soak:
                 done = max(done, (now - self.start) / self.seconds)
             if not self.early and done >= 0.2 and self.fed >= self.users + len(FEW) * SOME:
                 self.early = self._footprint()  # all sessions are there that there will be
-            if self.server and restarts and done >= restarts[0]:
+            if self.store_name != "memory" and restarts and done >= restarts[0]:
                 del restarts[0]
-                # in good order, or by kill -9, while the workers go on
-                (self.server.end if len(restarts) % 2 else self.server.stop)()
-                self.server.start()
+                self._disturb(gently=bool(len(restarts) % 2))  # or by kill -9
             if now - said >= 5:
                 said = now
                 self._say(
@@ -491,6 +515,12 @@ class Soak:
 
     def _stored(self, store: Any) -> Iterator[tuple[str, int]]:
         """The counters, read without what handlers read them with."""
+        if self.engine is not None:
+            with contextlib.closing(sqlite3.connect(self.engine.url.database)) as connection:
+                there = "SELECT name, payload FROM telesession WHERE coalesce(expires, 1e99) > ?"
+                for name, payload in connection.execute(there, (time.time(),)):
+                    yield name, json.loads(payload)["n"] if payload else 0
+            return
         if self.client is None:
             for name in list(store._entries):
                 if name in store:
@@ -517,7 +547,12 @@ class Soak:
             "waiting for locks": len(_locks._everyone.waiting),
             "visits": len(_dispatch.innermost) + len(_dispatch.running),
         }
-        if self.client is None:
+        if self.engine is not None:
+            with contextlib.closing(sqlite3.connect(self.engine.url.database)) as connection:
+                held = "SELECT count(*) FROM telesession WHERE leased_until IS NOT NULL"
+                (left["leases"],) = connection.execute(held).fetchone()
+            left["leases to renew"] = len(store._renewer.held)
+        elif self.client is None:
             left["sessions over"] = len(store._entries) - len(store)
         else:
             left["leases"] = len(list(self.client.scan_iter("*:lease", count=1000)))
@@ -552,7 +587,8 @@ class Soak:
         )
         doubts = ", ".join(f"{number} {kind}" for kind, number in ledger.refusals.items())
         doubts = f"{ledger.refusals.total()} saves in doubt ({doubts or 'no error'})"
-        where = self.store_name + (f" with {self.restarts} restarts" if self.server else "")
+        trouble = {"valkey": "restarts", "sqlite": "locks of the file"}.get(self.store_name)
+        where = self.store_name + (f" with {self.restarts} {trouble}" if trouble else "")
         return (
             f"soak {'FAILED' if ledger.problems else 'ok'}: {self.fed:,} updates of "
             f"{self.users:,} users on {where}, {THREADS} threads, {self.taken:.0f} s "
@@ -587,9 +623,9 @@ def main(arguments: list[str] | None = None) -> bool:
     )
     parser.add_argument("--updates", type=int, default=1_000_000)
     parser.add_argument("--users", type=int, default=100_000)
-    parser.add_argument("--store", choices=["memory", "valkey"], default="memory")
+    parser.add_argument("--store", choices=["memory", "valkey", "sqlite"], default="memory")
     parser.add_argument("--seconds", type=float, help="end earlier, after so long")
-    parser.add_argument("--restarts", type=int, default=10, help="of the server")
+    parser.add_argument("--restarts", type=int, default=10, help="of the server, or locks")
     parser.add_argument("--seed", type=int, default=42)
     return Soak(parser.parse_args(arguments)).run()
 

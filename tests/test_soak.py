@@ -10,8 +10,9 @@ from tests import soak
     [
         ["--updates", "40000", "--users", "2000", "--seconds", "2"],
         ["--store", "valkey", "--users", "300", "--seconds", "3", "--restarts", "2"],
+        ["--store", "sqlite", "--users", "300", "--seconds", "2", "--restarts", "1"],
     ],
-    ids=["memory", "valkey"],
+    ids=["memory", "valkey", "sqlite"],
 )
 def test_soak(options, capsys):
     right = soak.main(options)
