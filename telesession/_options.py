@@ -6,6 +6,7 @@ import logging
 import pickle
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 from telesession import codecs, keys
@@ -56,6 +57,8 @@ class Options:
         self.codec: codecs.Codec = self.store.codec if codec is None else checked_codec(codec)
         self.loads = self.codec.loads
         self.encode = codecs.encoder(self.codec)
+        #: what tells whether content has changed; `None` for `pickle`, whose payload does
+        self.form = None if self.codec is pickle else partial(codecs.form, self.codec)
         self.lock_timeout: float = checked_seconds("lock_timeout", lock_timeout)
         self.busy: Busy = checked_busy(busy)
         self.prefix = f"{property}:"

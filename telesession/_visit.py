@@ -121,6 +121,8 @@ class Visit:
                     raise options.unreadable(session._name) from error
                 if not isinstance(loaded, dict):
                     raise options.unreadable(session._name)
+                if options.form is not None:
+                    session._form = options.form(loaded)
                 session.update(loaded)
             property = options.property
             if getattr(update, property, _MISSING) is not _MISSING:
@@ -142,7 +144,10 @@ class Visit:
             before, stored = session._before, session._stored
             if data or stored is not None:
                 try:
-                    payload = options.encode(data, before)
+                    if options.form is None:
+                        payload = options.encode(data, before)
+                    else:
+                        payload = options.encode(data, before, getattr(session, "_form", None))
                 except Unkeepable as error:
                     raise options.unkeepable(session._name, error) from error.__cause__
                 if payload is not before:

@@ -64,8 +64,12 @@ def _shown(key: Any) -> str:
     return text if len(text) <= 30 else f"{text[:27]}..."
 
 
-def encode(codec: Codec, data: dict[Any, Any], before: "str | bytes | None") -> "str | bytes":
+def encode(
+    codec: Codec, data: dict[Any, Any], before: "str | bytes | None", was: bytes | None = None
+) -> "str | bytes":
     """Encode ``data``, or return ``before`` itself if it already means the same.
+
+    ``was`` is the `form` of what ``before`` decodes to, if it is known.
 
     Raises `Unkeepable` unless decoding would give exactly ``data`` again. `pickle` is trusted if
     its result can be loaded, except for pyTelegramBotAPI's states. The result of any other codec is
@@ -78,18 +82,20 @@ def encode(codec: Codec, data: dict[Any, Any], before: "str | bytes | None") -> 
                 return before
         # Contents are compared, since some codecs encode equal data differently each time, and
         # other programs may have stored it in another style.
-        form = payload if codec is pickle else _form(codec, data)
-        if before is not None and form is not None and form == _form(codec, codec.loads(before)):
-            return before
+        now = payload if codec is pickle else form(codec, data)
+        if before is not None and now is not None:
+            was = was or form(codec, codec.loads(before))
+            if now == was:
+                return before
         if codec is not pickle:
             payload = codec.dumps(data)
-        _check(codec, data, payload)
+        _check(codec, data, payload, now)
         return before if payload == before else payload
     except Exception as error:
         raise _refusal(codec, data, error) from error
 
 
-def encoder(codec: Codec) -> Callable[[dict[Any, Any], "str | bytes | None"], "str | bytes"]:
+def encoder(codec: Codec) -> Callable[..., "str | bytes"]:
     """`encode` for one codec, with a short cut for data that `pickle` encodes in one way only."""
     return _pickled if codec is pickle else functools.partial(encode, codec)
 
@@ -106,18 +112,17 @@ def _pickled(data: dict[Any, Any], before: "str | bytes | None") -> "str | bytes
     return payload
 
 
-def _check(codec: Codec, data: dict[Any, Any], payload: "str | bytes") -> None:
+def _check(codec: Codec, data: dict[Any, Any], payload: "str | bytes", now: Any) -> None:
     decoded = codec.loads(payload)
     if codec is pickle:
         kept = _equal(data, decoded) or not _holds_state(data)
     else:
-        form = _form(codec, data)
-        kept = (form is not None and form == _form(codec, decoded)) or _same(data, decoded)
+        kept = (now is not None and now == form(codec, decoded)) or _same(data, decoded)
     if not kept:
         raise ValueError("it would be changed")
 
 
-def _form(codec: Codec, value: Any) -> bytes | None:
+def form(codec: Codec, value: Any) -> bytes | None:
     """Bytes that are equal only for values that this codec gives back alike; `None` if unknown."""
     try:
         if codec is JSON:
@@ -212,7 +217,7 @@ def _equal(one: Any, other: Any) -> bool:
 
 def _fault(codec: Codec, data: dict[Any, Any]) -> Exception | None:
     try:
-        _check(codec, data, codec.dumps(data))
+        _check(codec, data, codec.dumps(data), form(codec, data))
     except Exception as error:
         return error
     return None
