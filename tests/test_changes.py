@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import pytest
 
-from telesession import MemoryStore, SessionClosed, SessionDataError, with_session
+from telesession import JSON, MemoryStore, SessionClosed, SessionDataError, with_session
 from telesession._session import Copied
 from tests.helpers import (
     ADDING,
@@ -272,3 +272,34 @@ def test_the_next_handler_of_an_update_opens_its_session_anew(session):
     handler = session(count)
 
     assert [handler(update), handler(message()), handler(update)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("body", "times"),
+    [
+        pytest.param(lambda update: update.session.get("n"), (1, 0), id="a look"),
+        pytest.param(lambda update: update.session.update(n=2), (2, 1), id="a change"),
+    ],
+)
+def test_a_large_session_is_decoded_once_and_checked_once(body, times):
+    """4.2 What a codec costs: loads, and dumps, of an update."""
+
+    class Counting:
+        def __init__(self):
+            self.loaded = self.dumped = 0
+
+        def loads(self, data):
+            self.loaded += 1
+            return JSON.loads(data)
+
+        def dumps(self, data):
+            self.dumped += 1
+            return JSON.dumps(data)
+
+    codec = Counting()
+    session = with_session(store={}, codec=codec)
+    with session.open(message()) as data:
+        data.update(n=1, lists=[[number] for number in range(100)])
+    codec.loaded = codec.dumped = 0
+    session(body)(message())
+    assert (codec.loaded, codec.dumped) == times
