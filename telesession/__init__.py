@@ -1,4 +1,8 @@
-"""Sessions for blocking Telegram bots written with pyTelegramBotAPI, as one decorator."""
+"""Sessions for blocking Telegram bots written with pyTelegramBotAPI, as one decorator.
+
+This module only collects the names that most bots need: what they do is left to `declaration` and
+the other modules. Stores on servers, forms, states and test helpers are imported from their own.
+"""
 
 from telesession import keys
 from telesession._session import Session

@@ -1,4 +1,7 @@
-"""Checks at decoration: messages name the option, its value and the cure. `_options` calls them."""
+"""Checks of handlers and options at decoration; messages name the option, its value and the cure.
+
+When to check is left to the callers, such as `_options`.
+"""
 
 import functools
 import inspect

@@ -1,6 +1,7 @@
 """What `KeyValueStore` knows of common clients: failures that they hide, and their connections.
 
-Clients are recognised by the names of their classes, so no client library is imported.
+Clients are recognised by the names of their classes, so no client library is imported. What to read
+and to write is left to `keyvalue`.
 """
 
 import contextlib

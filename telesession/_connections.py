@@ -34,7 +34,7 @@ class Say:
 
     def __init__(self, cursor: Any, lost: DBAPIError | None) -> None:
         self.cursor = cursor
-        self.lost = lost  #: at a second try, the error of the first, which may have been done
+        self.lost = lost  #: at a second try, the error of the first, which may have worked
         self.text = ""
 
     def word(self, text: str, parameters: Any = ()) -> None:
@@ -147,7 +147,7 @@ class Connections:
         raises them; their ``statement`` is `None` where no connection was made.
 
         Args:
-            work: a function that runs statements; it must bear a second call.
+            work: a function that runs statements; it may be called a second time.
             together: use a transaction, which is rolled back if ``work`` returns a false value.
             lasting: wait for the disk as the user has set it; on SQLite, other calls don't wait.
             reading: ``work`` writes nothing.

@@ -3,7 +3,7 @@
 pyTelegramBotAPI tries one handler after the other. A handler under `when` whose condition fails
 leaves its visit to the dispatch, with its sessions locked. The next handler of the same sessions
 takes the visit over; other code on the thread joins the sessions. When the dispatch ends, even by
-an exception, it has the visits that are left save and unlock, which `_visit` does.
+an exception, it tells the visits that are left to save and unlock, which `_visit` does.
 
 This module wraps two methods of `TeleBot` as soon as `when` is used. They are private to
 pyTelegramBotAPI: where a version lacks them, a handler under `when` unlocks its sessions at once.

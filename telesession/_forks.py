@@ -1,4 +1,7 @@
-"""Forks: children reset the state of the parent's threads. Each module says what to reset."""
+"""What happens at a fork: the child resets what belonged to threads of its parent.
+
+What to reset, and how, is left to each module, which says so by `per_process`.
+"""
 
 import contextlib
 import os
@@ -56,7 +59,7 @@ class Mutex:
             with mutex:
                 return work(*args)
         except BaseException:
-            # It may have come at the end of the block, before the mutex was released.
+            # A signal handler may have raised just before the block released the mutex.
             with contextlib.suppress(RuntimeError):
                 mutex.release()
             raise

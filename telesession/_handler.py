@@ -1,4 +1,7 @@
-"""The one wrapper of a handler: finds the update, asks conditions. `_visit` does the rest."""
+"""The wrapper of a handler, one for a whole stack: it finds the update, and checks conditions.
+
+What happens around the handler is left to `_visit`.
+"""
 
 import functools
 import inspect

@@ -1,6 +1,7 @@
 """First come, first served locks by name, within a process; an idle name costs nothing.
 
-Locks across processes are leases, of `leases`; extra worker threads for waiting are of `_workers`.
+Locks across processes are left to `leases`, and extra worker threads for those that wait to
+`_workers`.
 
 A lock without a line of waiters is taken and released without a mutex, by single operations on
 dicts, which are atomic: `setdefault` picks one of several threads. A thread that must wait enters

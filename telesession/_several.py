@@ -1,4 +1,7 @@
-"""Calls of one store, or of several as one, and their errors. `_visit` says what to save."""
+"""Calls to stores: saves on several stores as if they were one, and wraps what stores raise.
+
+What to load and to save is left to `_visit`.
+"""
 
 import contextlib
 import logging

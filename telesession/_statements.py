@@ -140,7 +140,7 @@ class Statements:
         self.save_and_keep = self._text(update.values(**content))
         self.empty = self._text(update.values(payload=_NULL, expires=t.leased_until))
         self.delete = self._text(sa.delete(table).where(mine))
-        #: One of the two releases a lease: the first if a payload is stored, else the second.
+        #: Of these two, one releases a lease: the first if a payload is stored, else the second.
         self.release = (
             self._text(update.where(t.payload.is_not(None)).values(leased_until=_NULL)),
             self._text(sa.delete(table).where(mine, t.payload.is_(None))),

@@ -31,8 +31,8 @@ from telesession.errors import SessionBusy
 from telesession.stores import Change, Payload, Store
 
 _MISSING: Any = object()
-_set = object.__setattr__  # past `Session.__setattr__`
-_become: Any = vars(object)["__class__"].__set__  # the same, for another class
+_set = object.__setattr__  # bypasses `Session.__setattr__`
+_become: Any = vars(object)["__class__"].__set__  # sets the class, bypassing it, too
 
 
 class Dropped(SessionBusy):
@@ -374,7 +374,7 @@ class Wide(Visit):
         self._show(session)
 
     def save(self) -> None:
-        if not self.thread:  # the visit around it ended first, and has left this one
+        if not self.thread:  # the outer visit ended first, and this one with it
             return
         leave_inside(self.thread, self)
         self._check_absent()
@@ -715,7 +715,7 @@ class Wide(Visit):
                 parent.before = {}
             for key, before in self.before.items():
                 name, locks = before.session._name, before.session._options.locks
-                if locks.holder(name) is not parent:  # a holder undoes its own by not saving
+                if locks.holder(name) is not parent:  # the lock's holder just doesn't save
                     parent.before.setdefault(key, before)
 
     def _hand_back_one(self, join: "_Join") -> None:

@@ -1,7 +1,8 @@
 """Codecs: how a session's dict becomes a store's payload, and exactly the same dict again.
 
 A codec is any object with ``dumps(dict) -> str | bytes`` and its inverse, ``loads``: `JSON` here,
-the modules `pickle` and `json`, an ``itsdangerous`` serializer, a class of your own.
+the modules `pickle` and `json`, an ``itsdangerous`` serializer, a class of your own. Errors for the
+user are left to `_options`, which knows the session's name.
 """
 
 import functools

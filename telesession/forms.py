@@ -1,4 +1,7 @@
-"""Forms: several questions, one after the other, of which two quick messages answer two.
+"""Forms: several questions to a user, one after the other, each with a function for its answer.
+
+Keeping and locking the answers is left to a `Declaration`, so two quick messages answer two
+questions.
 
 ::
 
@@ -49,13 +52,16 @@ class Invalid(Exception):
 
 
 class Goto(Exception):
-    """Raised by a question: the one named is next, no answers are kept from there or here on."""
+    """Raised by a question: the question named is next.
+
+    Answers are forgotten from the earlier of the two questions on.
+    """
 
 
 class Form:
     """Several questions to a user; what becomes of the answers is in `done`.
 
-    Its handlers are registered here: put it above the bot's catch-alls, which get all answers else.
+    Making it registers its handlers: make it above the bot's catch-alls, or those get the answers.
     A user has one form open in each chat and topic: another one that the bot begins, with the same
     store and key, takes its place. What Telegram sends twice, after a crash, counts once. If a
     question can't be sent, the error is raised, and it is asked again at the next update.
@@ -104,7 +110,7 @@ class Form:
         }
         property = f"form_{bot.token.partition(':')[0]}"  # bots may share a store
         self.session = with_session(property=property, ttl=ttl, store=store, key=key)
-        self._taken = self.session(self._take)  # decorated: what raises leaves nothing that it did
+        self._taken = self.session(self._take)  # decorated, so that an error undoes its changes
         for one in also:
             self._taken = one(self._taken)
         message = self.session.when(self._takes)(self._message)
@@ -198,7 +204,8 @@ class Form:
         open = session.get("form") == self._name or self._order(message) == "begin"
         return open or _mark(message) in session.get("handled", ())
 
-    # What follows returns the error of a question that could not be sent: what led to it is saved.
+    # If a question can't be sent, the methods below return the error instead of raising it, so that
+    # the answer before it is saved.
 
     def _message(self, message: Any) -> Exception | None:
         session = getattr(message, self.session.property)
@@ -234,7 +241,7 @@ class Form:
         session = getattr(call, self.session.property) or {}
         place = f"{call.message.chat.id}:{call.message.message_id}"
         ours = session.get("form") == self._name and session["asked"] in (None, place)
-        with contextlib.suppress(telebot.apihelper.ApiTelegramException):  # it may be too late
+        with contextlib.suppress(telebot.apihelper.ApiTelegramException):  # it may be too old
             self._bot.answer_callback_query(call.id, None if ours else self._text("over", session))
         return self._step(call, session, session["buttons"].get(call.data)) if ours else None
 

@@ -1,4 +1,7 @@
-"""`KeyValueStore`: any mapping, or object with get and set, as a store. `_clients` calls it."""
+"""`KeyValueStore`: any mapping, or object with get and set, as a store.
+
+What common clients do wrong, and how to call one object from many threads, is left to `_clients`.
+"""
 
 import base64
 import contextlib

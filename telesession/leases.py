@@ -357,7 +357,7 @@ class LeasingStore(Store):
             return self.write(lease.groups[0], lease.token, changes)
         for names in lease.groups:
             mine = [change for change in changes if change[0] in names]
-            lease.written.append((names, mine))  # before, since a write may be done and still fail
+            lease.written.append((names, mine))  # first: even a write that raises may be done
             if not self.write(names, lease.token, mine, release=False):
                 lease.written.pop()
                 return False
