@@ -70,7 +70,7 @@ def as_json(
 def figure(value: Any, ratio: float | None = None) -> str:
     """A figure with as many digits as it deserves, and in brackets its ratio."""
     if value is None:
-        return "-"
+        return "n/a"
     if value == 0 or float(value).is_integer():
         text = f"{int(value):,}"
     elif abs(value) >= 100:

@@ -106,7 +106,7 @@ def shares(lines: Lines) -> Callable[[str, str, str, str], str]:
     def share(name: str, column: str, other: str, its: str) -> str:
         places = list(COLUMNS)
         one, two = lines[name][places.index(column)], lines[other][places.index(its)]
-        return "-" if one is None or not two else f"{one / two:.2f}"
+        return "n/a" if one is None or not two else f"{one / two:.2f}"
 
     return share
 
