@@ -12,7 +12,7 @@ from telesession.errors import SessionClosed, SessionDataError, SessionError, Se
 from telesession.stores import Payload
 
 
-class Notes(dict[str, Any]):
+class UnopenedSession(dict[str, Any]):
     """A session that is not open yet: a dict, with slots for what telesession knows of it."""
 
     _plain = dict  #: the type that codecs take it for
@@ -64,7 +64,10 @@ class Notes(dict[str, Any]):
                 f"{self._name!r}. Set it to a dict, or to None to remove the session.",
                 self._name,
             )
-        return {key: dict(one) if isinstance(one, Notes) else one for key, one in shown.items()}
+        return {
+            key: dict(one) if isinstance(one, UnopenedSession) else one
+            for key, one in shown.items()
+        }
 
     def __reduce__(self) -> Any:
         return Copied, (dict(self),)
@@ -86,7 +89,7 @@ class Copied(dict[str, Any]):
     _plain = dict
 
 
-class Session(Notes):
+class Session(UnopenedSession):
     """A session's data while its handler runs: a `dict` that is saved when the handler returns."""
 
     __slots__ = ()
@@ -97,17 +100,17 @@ class Session(Notes):
         raise AttributeError(_by_item(self, name))
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name not in _NOTES:
+        if name not in _OWN:
             raise AttributeError(_by_item(self, name))
         super().__setattr__(name, value)
 
 
-def _by_item(session: Notes, name: str) -> str:
+def _by_item(session: UnopenedSession, name: str) -> str:
     property = session._options.property
     return f"a session is a dict, without attributes of its own: write {property}[{name!r}]"
 
 
-_NOTES = frozenset(("__class__", *Notes.__slots__))
+_OWN = frozenset(("__class__", *UnopenedSession.__slots__))
 
 
 class _Closed:
@@ -161,7 +164,7 @@ class _Reading(_Closed, dict[str, Any]):
         return [(key, self._shut(value)) for key, value in super().items()]
 
 
-class ClosedSession(_Reading, Notes):
+class ClosedSession(_Reading, UnopenedSession):
     """A session whose handler has returned."""
 
     __slots__ = ()
@@ -233,7 +236,7 @@ class NoSession:
     __iter__ = __len__ = __or__ = __ror__ = __ior__ = __setattr__ = _refuse
 
 
-def check_free(update: Any, property: str, session: Notes | None = None) -> None:
+def check_free(update: Any, property: str, session: UnopenedSession | None = None) -> None:
     """Refuse to hide an attribute, unless it is left from an earlier handler's session."""
     shown = getattr(update, property, None)
     missing = shown is None and not hasattr(update, property)
@@ -242,7 +245,7 @@ def check_free(update: Any, property: str, session: Notes | None = None) -> None
     if session is not None and (shown is session or id(update) in getattr(session, "_guests", ())):
         return
     name = property if session is None else session._name
-    if isinstance(shown, Notes):
+    if isinstance(shown, UnopenedSession):
         raise SessionError(
             f"{property!r} of {kind(update)} holds {shown._name!r}, which is still open, so it "
             "can't hold another session. Give one of the two declarations its own property.",

@@ -131,7 +131,9 @@ def commit_all(shares: Sequence[Share], changes: Sequence[Sequence[Change]]) -> 
         raise
 
 
-def let_go(store: Store, lease: Any, changes: Sequence[Change], names: Sequence[str]) -> None:
+def commit_or_log(
+    store: Store, lease: Any, changes: Sequence[Change], names: Sequence[str]
+) -> None:
     """Commit, and only log a failure, since the caller gets a more important error."""
     try:
         store.commit(lease, changes)

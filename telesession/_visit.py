@@ -23,8 +23,8 @@ from telesession._dispatch import Dispatch, current_task, innermost, leave_insid
 from telesession._locks import Locks
 from telesession._options import Options
 from telesession._savepoint import Savepoint
-from telesession._session import ClosedSession, NoSession, Notes, Session, check_free
-from telesession._several import Share, commit_all, failed, let_go
+from telesession._session import ClosedSession, NoSession, Session, UnopenedSession, check_free
+from telesession._several import Share, commit_all, commit_or_log, failed
 from telesession._workers import mind_stop
 from telesession.codecs import Unkeepable
 from telesession.errors import SessionBusy
@@ -42,7 +42,7 @@ class Dropped(SessionBusy):
 class Visit:
     """An update's visit to its sessions, or that of an `open` block."""
 
-    sessions: list[Notes]  #: the sessions that it locks, in the order of locking
+    sessions: list[UnopenedSession]  #: the sessions that it locks, in the order of locking
     thread = 0  #: the thread that it runs on; 0 when nothing is left to do
     update: Any = None  #: the update that shows the sessions; `None` in an `open` block
     store: Store | None = None  #: the store that opened the sessions, once it has
@@ -58,7 +58,7 @@ class Visit:
     around: Any = None  #: the next visit or dispatch outwards on the thread
     parent: "Visit | None" = None  #: the next visit outwards of the same task, or of none
     root: "Visit | None" = None  #: the visit that saves for it; `None` if it saves by itself
-    own: Sequence[Notes] | None = None  #: the sessions that it opened or joined itself
+    own: Sequence[UnopenedSession] | None = None  #: the sessions that it opened or joined itself
     #: what parts changed while it was left to the dispatch: payloads by the session's `id`
     pending: Mapping[int, Payload] = MappingProxyType({})
     shares: Sequence[Share] = ()  #: one for each store; replaces `store` and `lease`
@@ -70,7 +70,7 @@ class Visit:
         self, thread: int, stack: Sequence[Options], store: Any, timeout: float, update: Any
     ) -> None:
         """Lock, load and show the sessions of an update."""
-        sessions: list[Notes] = []
+        sessions: list[UnopenedSession] = []
         self.sessions = sessions
         self.thread = thread
         self.update = update
@@ -89,7 +89,7 @@ class Visit:
                     self._do_without(options)
                     continue
                 name = found
-            session = Notes()
+            session = UnopenedSession()
             session._options = options
             session._name = name
             session._user = self
@@ -135,7 +135,7 @@ class Visit:
         """Save what the handler changed: all of it, or nothing and raise."""
         update = self.update
         changes: list[Change] = []
-        replaced: list[tuple[Notes, dict[str, Any]]] = []
+        replaced: list[tuple[UnopenedSession, dict[str, Any]]] = []
         for session in self.sessions:
             options = session._options
             shown = getattr(update, options.property, None)
@@ -193,21 +193,21 @@ class Visit:
         """Whether it has loaded nothing yet, so that it can do without its locks for a while."""
         return self.store is None
 
-    def find(self, locks: Locks, name: str) -> Notes | None:
+    def find(self, locks: Locks, name: str) -> UnopenedSession | None:
         """The session of this visit with that name."""
         for session in self.sessions:
             if session._name == name and session._options.locks is locks:
                 return session
         return None
 
-    def _wait(self, session: Notes, again: bool = False) -> None:
+    def _wait(self, session: UnopenedSession, again: bool = False) -> None:
         """Wait for the lock of a session, unless its declaration says not to."""
         options = session._options
         if options.busy != "wait" and self.update is not None and not again:
             raise Dropped(f"{session._name!r} is in use by another handler", session._name)
         options.locks.wait(session._name, self, options.lock_timeout)
 
-    def _lock(self, sessions: Sequence[Notes], again: bool = False) -> None:
+    def _lock(self, sessions: Sequence[UnopenedSession], again: bool = False) -> None:
         """Lock all sessions; while this visit waits for one lock, it may lose those it has."""
         waited = True
         while waited:
@@ -221,7 +221,7 @@ class Visit:
     def _names(self) -> list[str]:
         return [session._name for session in self.sessions]
 
-    def _show_replaced(self, replaced: Sequence[tuple[Notes, dict[str, Any]]]) -> None:
+    def _show_replaced(self, replaced: Sequence[tuple[UnopenedSession, dict[str, Any]]]) -> None:
         for session, data in replaced:
             self._show_closed(session, data)
 
@@ -237,7 +237,7 @@ class Visit:
             self.leave()
             raise
 
-    def _show_closed(self, session: Notes, data: dict[str, Any]) -> None:
+    def _show_closed(self, session: UnopenedSession, data: dict[str, Any]) -> None:
         """Fill a closed session with the dict that replaced it, and show it on the update."""
         dict.clear(session)
         dict.update(session, data)
@@ -249,24 +249,24 @@ class Visit:
         if self.lease is not None or self.store is not None:
             store = self.store or self.sessions[0]._options.store  # unset after an interrupt
             changes = [change for _, change in self._unsaved()]
-            let_go(store, self.lease, changes, self._names())
+            commit_or_log(store, self.lease, changes, self._names())
 
     def _close_unsaved(self) -> None:
         update = self.update
         for session in self.sessions:
-            loaded = type(session) is not Notes
+            loaded = type(session) is not UnopenedSession
             _become(session, ClosedSession)
             if not loaded or session._user is not self or update is None:
                 continue
             shown = getattr(update, session._options.property, None)
-            if shown is not session and not isinstance(shown, Notes):
+            if shown is not session and not isinstance(shown, UnopenedSession):
                 self._show_closed(session, dict(shown if isinstance(shown, dict) else session))
         for session in self.sessions:
             _dismiss(session)
 
-    def _unsaved(self) -> list[tuple[Notes, Change]]:
+    def _unsaved(self) -> list[tuple[UnopenedSession, Change]]:
         """The changes to store although the handler failed: those of parts, and a new ttl."""
-        found: list[tuple[Notes, Change]] = []
+        found: list[tuple[UnopenedSession, Change]] = []
         for session in () if self.saving else self.sessions:
             stored, ttl = getattr(session, "_stored", None), session._options.ttl
             pending = self.pending.get(id(session))
@@ -318,7 +318,7 @@ class Visit:
         """
         left = _left_for(thread, stack, update)
         if left is None:
-            self.__class__ = Wide
+            self.__class__ = FullVisit
             self.sessions = []
             self.thread = thread
             self.update = update
@@ -340,7 +340,7 @@ class Visit:
         self.left = False
         innermost[self.thread] = self
 
-    def _show(self, session: Notes) -> None:
+    def _show(self, session: UnopenedSession) -> None:
         """Show a session on the update, and make it an open `Session`."""
         update, property = self.update, session._options.property
         if update is not None and getattr(update, property, None) is not session:
@@ -352,11 +352,11 @@ class Visit:
         absent = NoSession(options.reason(self.update), options.property)
         check_free(self.update, options.property)
         setattr(self.update, options.property, absent)
-        self.__class__ = Wide
+        self.__class__ = FullVisit
         self.absent = [*self.absent, (options.property, absent)]
 
 
-class Wide(Visit):
+class FullVisit(Visit):
     """A visit that needs more than `Visit` does.
 
     It is nested with another visit, has sessions on several stores or left to the dispatch, or its
@@ -366,7 +366,7 @@ class Wide(Visit):
     apart = False  #: whether it saves by itself although it is inside of another visit
     blank = False  #: whether it empties its session, so that stored data need not be decoded
 
-    def _load(self, session: Notes) -> None:
+    def _load(self, session: UnopenedSession) -> None:
         """Fill a session from its stored data, and show it on the update."""
         session._before = None if self.blank else session._stored
         if not self.blank:
@@ -383,8 +383,8 @@ class Wide(Visit):
         if self.root is not None:
             self.saved = True
             return
-        changes: list[tuple[Notes, Change]] = []
-        replaced: list[tuple[Notes, dict[str, Any]]] = []
+        changes: list[tuple[UnopenedSession, Change]] = []
+        replaced: list[tuple[UnopenedSession, dict[str, Any]]] = []
         for session in self.sessions:
             options = session._options
             data = self._content(session, replaced)
@@ -412,7 +412,7 @@ class Wide(Visit):
             return
         leave_inside(self.thread, self)
         for property, absent in self.absent:
-            if not isinstance(getattr(self.update, property, None), (NoSession, Notes)):
+            if not isinstance(getattr(self.update, property, None), (NoSession, UnopenedSession)):
                 setattr(self.update, property, absent)
         unlink(self.thread, self)
         super().leave()
@@ -437,13 +437,13 @@ class Wide(Visit):
             if share.idle():
                 continue
             try:
-                let_go(share.store, share.lease, mine, list(share.found))
+                commit_or_log(share.store, share.lease, mine, list(share.found))
             except BaseException as error:
                 interrupt = error
         if interrupt is not None:
             raise interrupt
 
-    def _by_share(self, changes: Sequence[tuple[Notes, Change]]) -> list[list[Change]]:
+    def _by_share(self, changes: Sequence[tuple[UnopenedSession, Change]]) -> list[list[Change]]:
         sorted_out: list[list[Change]] = [[] for _ in self.shares]
         for session, change in changes:
             for share, mine in zip(self.shares, sorted_out):
@@ -451,7 +451,7 @@ class Wide(Visit):
                     mine.append(change)
         return sorted_out
 
-    def _leave_showing(self, session: Notes, value: Any) -> None:
+    def _leave_showing(self, session: UnopenedSession, value: Any) -> None:
         """Show on this visit's update what the outer update shows, until the outer visit ends."""
         update = self.update
         setattr(update, session._options.property, value)
@@ -465,7 +465,7 @@ class Wide(Visit):
                 self._leave_showing(join.session, join.was)
         for session in self.own or ():
             before = (self.before or {}).get(id(session))
-            if before is not None and before.added and type(session) is not Notes:
+            if before is not None and before.added and type(session) is not UnopenedSession:
                 setattr(self.update, session._options.property, session)
                 _dismiss(session)
 
@@ -485,7 +485,7 @@ class Wide(Visit):
                 kept.append(session)
         self.sessions = kept
 
-    def _move_to(self, other: "Wide") -> None:
+    def _move_to(self, other: "FullVisit") -> None:
         """Hand over sessions, locks and leases to another visit of the same thread."""
         for session in self.sessions:
             other.sessions.append(session)
@@ -498,10 +498,10 @@ class Wide(Visit):
         self.saved = True
         self.thread = 0
 
-    def _read(self, sessions: Sequence[Notes], timeout: float) -> None:
+    def _read(self, sessions: Sequence[UnopenedSession], timeout: float) -> None:
         """Lease and read further sessions, on one store after the other."""
         shares = self._to_shares()
-        todo: dict[int, list[Notes]] = {}
+        todo: dict[int, list[UnopenedSession]] = {}
         for session in sessions:
             todo.setdefault(id(session._options.store), []).append(session)
         for group in todo.values():
@@ -538,7 +538,7 @@ class Wide(Visit):
         self._enter(wanted, options.lock_timeout)
         return [_value(self, self._found(name)) for name in names]
 
-    def _found(self, name: str) -> Notes:
+    def _found(self, name: str) -> UnopenedSession:
         return next(one for one in self.own or () if one._name == name)
 
     def _enter(self, wanted: Sequence[tuple[Options, str | None]], timeout: float) -> None:
@@ -554,11 +554,11 @@ class Wide(Visit):
             parent = parent.around
         if parent is not None:
             self.parent = parent
-            parent.__class__ = Wide
+            parent.__class__ = FullVisit
             if not self.apart:
                 self.root = parent if parent.root is None else parent.root
-        taken: list[tuple[Wide, Options, Notes]] = []
-        joins: list[Notes] = []
+        taken: list[tuple[FullVisit, Options, UnopenedSession]] = []
+        joins: list[UnopenedSession] = []
         for options, name in wanted:
             if name is None:
                 self._do_without(options)
@@ -569,7 +569,7 @@ class Wide(Visit):
             if holder is not None and holder.thread == thread:
                 session = holder.find(options.locks, name)
                 if dispatch is not None and dispatch.offers(holder):
-                    holder.__class__ = Wide
+                    holder.__class__ = FullVisit
                     taken.append((holder, options, session))
                 else:
                     self._check_joins(holder, session)
@@ -577,7 +577,7 @@ class Wide(Visit):
                     if holder.left and self.root is None and not self.apart:
                         self.root = holder  # it saves when the dispatch ends
                 continue
-            session = Notes()
+            session = UnopenedSession()
             session._options = options
             session._name = name
             session._user = self
@@ -588,7 +588,7 @@ class Wide(Visit):
         carrier: Any = self.root
         if carrier is None:
             carrier = taken[0][0] if taken else self
-        carrier.__class__ = Wide
+        carrier.__class__ = FullVisit
         try:
             if added:
                 carrier._read(added, timeout)
@@ -616,7 +616,7 @@ class Wide(Visit):
         if own:
             innermost[thread] = self
 
-    def _check_joins(self, holder: "Visit", session: Notes | None) -> None:
+    def _check_joins(self, holder: "Visit", session: UnopenedSession | None) -> None:
         """Refuse to join a session that is still opening, or that another task has open."""
         users = [holder] if session is None else [holder, session._user]
         for user in users:
@@ -637,11 +637,11 @@ class Wide(Visit):
                 "is just being opened: its key, initial, upgrade and codec can't open it.",
             )
 
-    def _refuse_join(self, session: Notes | None, why: str) -> NoReturn:
+    def _refuse_join(self, session: UnopenedSession | None, why: str) -> NoReturn:
         name = "" if session is None else session._name
         raise SessionBusy(f"{name!r} {why}", name)
 
-    def _note_before(self, joins: Iterable[Notes]) -> "dict[int, _Before]":
+    def _note_before(self, joins: Iterable[UnopenedSession]) -> "dict[int, _Before]":
         """Note the state of the sessions that this part may change: joined ones and outer ones."""
         before: dict[int, _Before] = {}
         visit = self.parent
@@ -654,13 +654,15 @@ class Wide(Visit):
             visit = visit.parent
         for session in joins:
             if id(session) not in before:
-                before[id(session)] = _Before(session, session._user, type(session) is Notes)
+                before[id(session)] = _Before(
+                    session, session._user, type(session) is UnopenedSession
+                )
         return before
 
-    def _join(self, session: Notes) -> None:
+    def _join(self, session: UnopenedSession) -> None:
         """Join an open session: show it on this update as its current user shows it."""
         user, options = session._user, session._options
-        if type(session) is Notes:  # the visit that locked it failed to load it
+        if type(session) is UnopenedSession:  # the visit that locked it failed to load it
             self._load(session)
         was = value = _value(user, session)
         if type(session) is ClosedSession:
@@ -683,10 +685,12 @@ class Wide(Visit):
         self.joined = [*self.joined, join]
         _set(session, "_user", self)
 
-    def _resume(self, session: Notes, options: Options) -> None:
+    def _resume(self, session: UnopenedSession, options: Options) -> None:
         """Reopen a session that was left to the dispatch."""
         session._user = self
-        if type(session) is Notes:  # not loaded, since another session of its stack failed
+        if (
+            type(session) is UnopenedSession
+        ):  # not loaded, since another session of its stack failed
             session._options = options
             self._load(session)
             return
@@ -739,7 +743,7 @@ class Wide(Visit):
         if user is None:
             self._put_down(session)
 
-    def _put_down(self, session: Notes) -> None:
+    def _put_down(self, session: UnopenedSession) -> None:
         """Close a session that no visit uses until the root saves it or another part joins it."""
         _set(session, "_user", None)
         _become(session, ClosedSession)
@@ -749,10 +753,10 @@ class Wide(Visit):
             _note_pending(session, holder, None if payload is session._before else payload)
 
     def _content(
-        self, session: Notes, replaced: list[tuple[Notes, dict[str, Any]]]
+        self, session: UnopenedSession, replaced: list[tuple[UnopenedSession, dict[str, Any]]]
     ) -> dict[str, Any] | None:
         """The content to save of a session; `None` if it was never loaded."""
-        if type(session) is Notes:
+        if type(session) is UnopenedSession:
             return None
         if session._user is not self or self.update is None:
             return dict(session)
@@ -762,7 +766,7 @@ class Wide(Visit):
     def _check_absent(self) -> None:
         for property, absent in self.absent:
             shown = getattr(self.update, property, None)
-            if shown is not None and not isinstance(shown, (NoSession, Notes)):
+            if shown is not None and not isinstance(shown, (NoSession, UnopenedSession)):
                 absent._refuse()
 
 
@@ -786,7 +790,7 @@ class _Join:
     """How a visit uses a session that another visit has open."""
 
     def __init__(
-        self, session: Notes, user: Any, was: Any, value: dict[str, Any], fresh: bool
+        self, session: UnopenedSession, user: Any, was: Any, value: dict[str, Any], fresh: bool
     ) -> None:
         self.session = session
         self.user = user  #: the visit that used it before
@@ -798,7 +802,7 @@ class _Join:
 class _Before:
     """A session's state before a part that may fail; ``added`` means that the part opened it."""
 
-    def __init__(self, session: Notes, user: Any, added: bool = False) -> None:
+    def __init__(self, session: UnopenedSession, user: Any, added: bool = False) -> None:
         self.session = session
         self._user = user
         self.added = added
@@ -819,10 +823,10 @@ class _Before:
         session = self.session
         if self.added:
             _set(session, "_user", None)
-            if type(session) is not Notes:
+            if type(session) is not UnopenedSession:
                 _become(session, ClosedSession)
                 if session._before is None and session._stored is not None:
-                    session.__class__ = Notes  # a `remove` emptied it without decoding it
+                    session.__class__ = UnopenedSession  # a `remove` emptied it without decoding it
                     dict.clear(session)
                 else:
                     session._reload()
@@ -841,11 +845,11 @@ class _Before:
                 setattr(update, property, value)
 
 
-def _join_of(user: Any, session: Notes) -> "_Join | None":
+def _join_of(user: Any, session: UnopenedSession) -> "_Join | None":
     return next((join for join in user.joined if join.session is session), None)
 
 
-def _users(user: Any, session: Notes) -> Iterator[Any]:
+def _users(user: Any, session: UnopenedSession) -> Iterator[Any]:
     """The nested visits that use a session, the innermost first."""
     while user is not None:
         yield user
@@ -853,7 +857,7 @@ def _users(user: Any, session: Notes) -> Iterator[Any]:
         user = None if join is None else join.user
 
 
-def _value(user: Any, session: Notes) -> Any:
+def _value(user: Any, session: UnopenedSession) -> Any:
     """What a visit shows for a session: the session itself, or the value that replaced it."""
     if user is None:
         return session
@@ -866,23 +870,23 @@ def _value(user: Any, session: Notes) -> Any:
     return join.value if around is join.was else around
 
 
-def _dismiss(session: Notes) -> None:
+def _dismiss(session: UnopenedSession) -> None:
     """Show the session again on every update that shows a value in its place."""
     guests = getattr(session, "_guests", None)
     while guests:
         setattr(guests.popitem()[1], session._options.property, session)
 
 
-def _note_pending(session: Notes, holder: Any, payload: Payload | None) -> None:
+def _note_pending(session: UnopenedSession, holder: Any, payload: Payload | None) -> None:
     """Set what a left visit saves of a session; `None` means that it saves no change."""
     if payload is not None or id(session) in holder.pending:
-        holder.__class__ = Wide
+        holder.__class__ = FullVisit
         others = {one: what for one, what in holder.pending.items() if one != id(session)}
         holder.pending = others if payload is None else {**others, id(session): payload}
 
 
 def _put(
-    session: Notes, shown: Any, replaced: list[tuple[Notes, dict[str, Any]]]
+    session: UnopenedSession, shown: Any, replaced: list[tuple[UnopenedSession, dict[str, Any]]]
 ) -> dict[str, Any]:
     """The content of the dict that replaced a session; notes the replacement in ``replaced``."""
     data = session._replacement(shown)
@@ -903,7 +907,7 @@ def in_use(options: Options, name: str) -> dict[str, Any] | None:
     if holder is None or holder.thread != thread or holder.task not in (None, current_task()):
         return None
     session = holder.find(options.locks, name)
-    if session is None or type(session) is Notes:
+    if session is None or type(session) is UnopenedSession:
         return None
     value = _value(session._user, session)
     return dict(value) if isinstance(value, dict) else {}

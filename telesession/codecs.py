@@ -191,7 +191,7 @@ def _has_equality(of: type) -> bool:
 def _same(one: Any, other: Any) -> bool:
     """Whether a value came back as it was; the order of keys may differ, as in sorted JSON."""
     of = type(one)
-    if getattr(of, "_plain", of) is not type(other):  # see Notes._plain
+    if getattr(of, "_plain", of) is not type(other):  # see UnopenedSession._plain
         return False
     if isinstance(one, dict):
         keys = {key: key for key in other}

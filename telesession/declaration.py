@@ -13,7 +13,7 @@ from telesession._checks import checked_callable, checked_seconds, is_bare
 from telesession._handler import Condition, is_update, may_be, wrap
 from telesession._options import Busy, Options, check_known
 from telesession._several import listed, peeked
-from telesession._visit import Wide, in_use
+from telesession._visit import FullVisit, in_use
 from telesession.codecs import Codec
 from telesession.errors import SessionUnavailable
 
@@ -294,7 +294,7 @@ class Declaration(_Mistakes, Generic[Data]):
     def _block(
         self, names: Sequence[str], *, apart: bool = False, blank: bool = False
     ) -> Iterator[list[dict[str, Any]]]:
-        visit = Wide()
+        visit = FullVisit()
         visit.apart = apart
         visit.blank = blank
         try:

@@ -250,7 +250,7 @@ class LeasingStore(Store):
         """Mark a lease as over; the renewer releases the groups that it may still hold."""
         lease.over = True
         if left or lease.unsure:
-            self._renewer.let_go([*left, *lease.unsure], lease.token)
+            self._renewer.release_later([*left, *lease.unsure], lease.token)
 
     def _token(self) -> str:
         return f"{secrets.token_hex(8)}-{milliseconds(self.lease)}"
@@ -340,9 +340,9 @@ class LeasingStore(Store):
                 # the token is in use: a late request may lease them after their release.
                 asked = groups[: number + (not isinstance(error, Held))]
                 answers = isinstance(error, (Held, SessionDataError)) or _interrupts(error)
-                if not (answers and self._let_go(asked, token)):
+                if not (answers and self._release(asked, token)):
                     if unsure is None:
-                        self._renewer.let_go(asked, token)
+                        self._renewer.release_later(asked, token)
                     else:
                         unsure += asked
                 raise
@@ -362,7 +362,7 @@ class LeasingStore(Store):
                 lease.written.pop()
                 return False
         lease.written = []
-        if not self._let_go(lease.groups, lease.token):
+        if not self._release(lease.groups, lease.token):
             lease.unsure += lease.groups
         return True
 
@@ -380,10 +380,10 @@ class LeasingStore(Store):
 
     def _give_up(self, lease: Lease) -> list[str]:
         left = self._take_back(lease)
-        self._end(lease, () if self._let_go(lease.groups, lease.token) else lease.groups)
+        self._end(lease, () if self._release(lease.groups, lease.token) else lease.groups)
         return left
 
-    def _let_go(self, groups: Sequence[Sequence[str]], token: str) -> bool:
+    def _release(self, groups: Sequence[Sequence[str]], token: str) -> bool:
         """Release without writing; returns whether the server answered."""
         try:
             for names in groups:
@@ -427,7 +427,7 @@ class _Renewer:
     def forget(self, lease: Lease) -> None:
         self.held.pop(lease.token, None)
 
-    def let_go(self, groups: Sequence[Sequence[str]], token: str) -> None:
+    def release_later(self, groups: Sequence[Sequence[str]], token: str) -> None:
         earlier, _ = self._owed.get(token, ((), 0.0))
         self._owed[token] = [*earlier, *groups], time.monotonic() + self._lease
         self._due.set()
@@ -466,7 +466,7 @@ class _Renewer:
                 self._renew(lease)
         for token, owed in list(self._owed.items()):
             store = self._store()
-            done = store is None or store._let_go(owed[0], token) or time.monotonic() >= owed[1]
+            done = store is None or store._release(owed[0], token) or time.monotonic() >= owed[1]
             if done and self._owed.get(token) is owed:  # else further groups were added
                 del self._owed[token]
 

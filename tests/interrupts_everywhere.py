@@ -681,7 +681,7 @@ def _as_of_a_store(kind: str, where: str, wrong: str) -> bool:
     is not asked again.
     """
     saving = kind == "dict" and any(file in where for file in KEYVALUE)
-    return (wrong == LEASED and "in let_go," in where) or (wrong == HALF and saving)
+    return (wrong == LEASED and "in commit_or_log," in where) or (wrong == HALF and saving)
 
 
 def _comes_of(raised: BaseException | None, error: type[BaseException]) -> bool:
