@@ -179,7 +179,6 @@ class Visit:
             if name in locks.lines:
                 locks.grant(name, self)
             session._user = None
-        self.update = None
         if innermost.get(thread) is self:
             if self.around is None:
                 del innermost[thread]
@@ -296,8 +295,6 @@ class Visit:
 
     def settle(self) -> None:
         """Save what parts changed of sessions that no later handler took over, and unlock them."""
-        if not self.thread:  # a later handler took it over, and has ended
-            return
         self.left = False
         try:
             try:

@@ -3,6 +3,7 @@
 import copy
 import functools
 import inspect
+import json
 import threading
 from contextlib import suppress
 
@@ -13,6 +14,7 @@ from telesession import (
     SessionClosed,
     SessionDataError,
     SessionError,
+    SessionStoreError,
     keys,
     with_session,
 )
@@ -400,3 +402,41 @@ def test_who_waits_too_long_is_told(store):
 
     assert type(error) is SessionBusy
     assert content(store) == {"session:42:42": {"n": 1}}
+
+
+def test_a_session_that_was_not_loaded_beside_one_that_could_not_be(store):
+    """4.1 The part that opened both has failed; another part then finds what is stored."""
+    store.update({"bad:42:42": "no JSON", "good:42:42": '{"n": 1}'})
+    bad, good, session = (with_session(property=one, store=store) for one in ("bad", "good", "own"))
+
+    @bad
+    @good
+    def part(message):
+        pytest.fail("it has no session")
+
+    @session
+    def handler(update):
+        with pytest.raises(SessionDataError, match="bad"):
+            part(message())
+        with good.open(key="42:42") as data:
+            assert data == {"n": 1}
+            data["n"] += 1
+
+    handler(message())
+
+    assert json.loads(store["good:42:42"]) == {"n": 2}
+
+
+def test_a_stack_of_which_one_store_could_not_lease(caplog):
+    """7 Nothing is said of a store that was not reached yet."""
+    first, second = Leasing(), Leasing()
+    one, two = with_session(property="one", store=first), with_session(property="two", store=second)
+
+    def failing(*_):
+        raise ConnectionError
+
+    first.open = first.commit = second.commit = failing
+    with pytest.raises(SessionStoreError, match="load"):
+        one(two(lambda update: pytest.fail("it has no sessions")))(message())
+
+    assert caplog.messages == []
