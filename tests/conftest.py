@@ -19,21 +19,9 @@ from tests.stores import BACKENDS, Backend
 TIMEOUT = 10  # seconds, a guard: servers answer within a tenth of one
 
 
-# Modules, and parameters of tests, that take long without depending on the Python that runs them.
+# Parameters of tests, mostly stores, that take long without depending on the Python that runs them.
+# Whole modules of which that is true have a `pytestmark`.
 THOROUGH = {
-    *("test_processes", "test_model", "test_types", "test_benchmarks", "test_soak", "test_faults"),
-    *("test_floods", "test_schedules", "test_forms_processes"),
-    *("test_interrupts", "test_transactions", "test_waiting", "test_imports"),
-    *("test_redis", "test_sql", "test_sql_faults", "test_drivers", "test_mongo", "test_mongod"),
-    *("test_leases", "test_memory", "test_clients", "test_sent_updates", "test_examples"),
-    *(
-        "test_forms",
-        "test_states",
-        "test_testing",
-        "test_bot_calls",
-        "test_terminal",
-        "test_conversations",
-    ),
     *("get-set", "ttl-cache", "lru-cache", "diskcache", "cachelib", "redis", "memcached"),
     *("redis-cluster", "postgres", "mariadb", "mongo", "sqlite"),
 }
@@ -44,8 +32,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         call = getattr(item, "callspec", None)
         values = call.params.values() if call else ()
-        traits = {item.path.stem, *(value for value in values if isinstance(value, str))}
-        if not THOROUGH.isdisjoint(traits):
+        if any(isinstance(value, str) and value in THOROUGH for value in values):
             item.add_marker("thorough")
 
 

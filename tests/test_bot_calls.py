@@ -10,6 +10,8 @@ from telebot import types
 
 from telesession.testing import Chat
 
+pytestmark = pytest.mark.thorough
+
 if not hasattr(types, "EphemeralMessageParameters"):
     pytest.skip("this pyTelegramBotAPI has fewer calls", allow_module_level=True)
 

@@ -21,6 +21,8 @@ from tests.helpers import Failure
 from tests.interrupts import Interrupt, Interrupting, interruptions
 from tests.stores import TIMEOUT, Clock, GetSet, found, put
 
+pytestmark = pytest.mark.thorough
+
 SERVER = ("127.0.0.1", 1)
 
 

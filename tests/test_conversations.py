@@ -12,6 +12,8 @@ from tests.helpers import run_together
 from tests.stores import TIMEOUT
 from tests.test_examples import EXAMPLES, SETTINGS
 
+pytestmark = pytest.mark.thorough
+
 HELP = "Please answer, or go /back, or /cancel."
 
 

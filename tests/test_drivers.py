@@ -16,6 +16,8 @@ from tests.test_sql import NAMES, age, close_all, rows, saying, update
 sa = pytest.importorskip("sqlalchemy")
 from telesession.sql import SQLStore  # noqa: E402
 
+pytestmark = pytest.mark.thorough
+
 #: By driver, what is imported, and the server.
 DRIVERS = {
     "sqlite+pysqlite": ("sqlite3", "sqlite"),

@@ -14,6 +14,8 @@ import pytest
 
 from tests.servers import unavailable
 
+pytestmark = pytest.mark.thorough
+
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 SETTINGS = ("BOT_TOKEN", "FORM_DIR", "REDIS_URL", "SESSIONS")  # what the examples look for

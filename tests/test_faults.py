@@ -30,6 +30,8 @@ from tests.interrupts import Interrupt, Interrupting
 from tests.stores import TIMEOUT, found, message, put
 from tests.worker import ROOT, Worker, connect
 
+pytestmark = pytest.mark.thorough
+
 LEASE = 0.5
 CLIENT_TIMEOUT = 0.3  # seconds, of clients that have one
 SLACK = 1.0  # seconds that a busy machine may take for what takes none

@@ -5,6 +5,8 @@ import pytest
 from telesession import MemoryStore
 from tests import floods
 
+pytestmark = pytest.mark.thorough
+
 
 @pytest.fixture(params=["memory", "sqlite", "redis"])
 def make_store(request):

@@ -15,6 +15,8 @@ from telesession.testing import Chat
 from tests.helpers import Failure, run_together, says
 from tests.stores import TIMEOUT, Bot, Clock
 
+pytestmark = pytest.mark.thorough
+
 HELP = "Please answer, or go /back, or /cancel."
 FORGOTTEN = ["Forgotten. /start begins again."]
 OVER = "That question is not open for you."

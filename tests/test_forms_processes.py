@@ -6,11 +6,15 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 import telesession
 from telesession import keys, with_session
 from telesession.sql import SQLStore
 from tests.botapi import BotAPI
 from tests.updates import DATE
+
+pytestmark = pytest.mark.thorough
 
 SURVEY = Path(__file__).parent / "bots" / "survey.py"
 TIMEOUT = 60

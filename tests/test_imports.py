@@ -10,6 +10,8 @@ import pytest
 
 import telesession
 
+pytestmark = pytest.mark.thorough
+
 HOME = Path(telesession.__file__).parent
 MODULES = {path.stem: ast.parse(path.read_text("utf-8")) for path in HOME.glob("*.py")}
 CLIENTS = {"redis", "valkey", "sqlalchemy", "pymongo", "bson"}

@@ -14,6 +14,8 @@ from tests import interrupts_everywhere
 from tests.interrupts import Alarm, Interrupt
 from tests.stores import message
 
+pytestmark = pytest.mark.thorough
+
 # All of them on the strictest store, and some on the others.
 SHORT = [
     *(("leasing", name) for name in interrupts_everywhere.SCENARIOS),

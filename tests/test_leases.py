@@ -16,6 +16,8 @@ from telesession.leases import Held, LeasingStore, identity
 from tests.helpers import says, until
 from tests.stores import TIMEOUT, visit
 
+pytestmark = pytest.mark.thorough
+
 A, B, C = NAMES = ["a:1", "b:1", "c:1"]
 
 

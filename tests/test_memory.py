@@ -32,6 +32,8 @@ from telesession import memory as memory_module
 from tests.interrupts import Interrupt, free, interruptions
 from tests.stores import NAME, TIMEOUT, Clock, found, message, put, visit
 
+pytestmark = pytest.mark.thorough
+
 TTL = 60
 
 

@@ -31,6 +31,8 @@ from telesession import (
 from tests.stores import GetSet
 from tests.updates import GROUP, OTHER, UPDATES, USER, make
 
+pytestmark = pytest.mark.thorough
+
 USERS = {user["id"]: user for user in (USER, OTHER)}
 CHATS = {chat["id"]: chat for chat in (GROUP, {**GROUP, "id": -1002})}
 WHO = [(user, chat) for user in sorted(USERS) for chat in sorted(CHATS)]

@@ -36,6 +36,8 @@ from pymongo.server_api import ServerApi  # noqa: E402
 
 from telesession.mongo import MongoStore  # noqa: E402
 
+pytestmark = pytest.mark.thorough
+
 
 @pytest.fixture
 def store(mongo):

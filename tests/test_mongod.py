@@ -6,6 +6,8 @@ from tests import servers
 from tests.helpers import any_of
 from tests.mongod import Proxy
 
+pytestmark = pytest.mark.thorough
+
 pymongo = pytest.importorskip("pymongo")
 
 TRUE = {"$expr": {"$eq": [1, 1]}}

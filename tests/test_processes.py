@@ -15,6 +15,8 @@ from tests.helpers import count, says
 from tests.stores import TIMEOUT, message
 from tests.worker import ROOT, Crowd, Worker, connect
 
+pytestmark = pytest.mark.thorough
+
 SERVERS = {
     "redis-store": ("valkey", "valkey_port", "redis://127.0.0.1:{}"),
     "redis-cluster": ("valkey_cluster", "valkey_cluster_port", "redis+cluster://127.0.0.1:{}"),

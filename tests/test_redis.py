@@ -42,6 +42,8 @@ from tests.helpers import count, run_together, says, until
 from tests.interrupts import TELESESSION, Alarm, Interrupt, Interrupting
 from tests.stores import NAME, TIMEOUT, found, message, put, visit
 
+pytestmark = pytest.mark.thorough
+
 #: Whether redis-py sends a request again by itself, where no answer came.
 RETRIES = int(redis.__version__.partition(".")[0]) >= 6
 KEY = "telesession:{%s:42:42}"

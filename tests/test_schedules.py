@@ -4,6 +4,8 @@ import pytest
 
 from tests.schedules import SCENARIOS, Fault, Stage, explore, explore_deeper
 
+pytestmark = pytest.mark.thorough
+
 by_name = {scenario.name: scenario for scenario in SCENARIOS}
 
 

@@ -14,6 +14,8 @@ from telebot import types
 
 from telesession.testing import Chat
 
+pytestmark = pytest.mark.thorough
+
 # A name with "?" is optional, with "*" an array, with "**" one of arrays.
 TABLES = """
 Update: update_id Integer, message? Message, edited_message? Message, channel_post? Message,

@@ -4,6 +4,8 @@ import pytest
 
 from tests import soak
 
+pytestmark = pytest.mark.thorough
+
 
 @pytest.mark.parametrize(
     "options",

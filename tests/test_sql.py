@@ -35,6 +35,8 @@ sa = pytest.importorskip("sqlalchemy")
 from telesession._connections import Say  # noqa: E402
 from telesession.sql import SQLStore  # noqa: E402
 
+pytestmark = pytest.mark.thorough
+
 DATABASES = ("sqlite", "postgres", "mariadb")
 EPOCH = {
     "sqlite": "SELECT CAST(strftime('%s', 'now') AS REAL)",

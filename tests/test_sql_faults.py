@@ -20,6 +20,8 @@ sa = pytest.importorskip("sqlalchemy")
 from telesession import _connections, _statements, sql  # noqa: E402
 from telesession.sql import SQLStore  # noqa: E402
 
+pytestmark = pytest.mark.thorough
+
 PLACES = tuple(str(module.__file__) for module in (_connections, _statements, sql))
 
 

@@ -31,6 +31,8 @@ from tests.stores import TIMEOUT, message
 from tests.test_processes import crowd, crowds, empty  # noqa: F401
 from tests.worker import connect
 
+pytestmark = pytest.mark.thorough
+
 #: Those of private chats, and of two members of two groups.
 PLACES = [(1, 1), (2, 2), (-100, 1), (-100, 2), (-200, 1)]
 

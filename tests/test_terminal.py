@@ -14,6 +14,8 @@ from telebot.types import InlineKeyboardButton, InlineKeyboardMarkup
 
 from telesession import terminal
 
+pytestmark = pytest.mark.thorough
+
 COUNTER = Path(__file__).parent.parent / "examples" / "counter.py"
 INLINE = telebot.types.InlineQueryResultArticle
 

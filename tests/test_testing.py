@@ -16,6 +16,8 @@ from telebot.handler_backends import BaseMiddleware, CancelUpdate
 from telesession import keys, with_session
 from telesession.testing import Answer, Chat
 
+pytestmark = pytest.mark.thorough
+
 TIMEOUT = 10
 
 

@@ -35,6 +35,8 @@ from tests.helpers import (
 )
 from tests.stores import Bot, GetSet, Leasing, WatchedStore, found, message, payload, put
 
+pytestmark = pytest.mark.thorough
+
 
 @dataclass
 class Thing:

@@ -15,6 +15,8 @@ from telesession import with_session
 from tests.servers import unavailable
 from tests.updates import UPDATES, make
 
+pytestmark = pytest.mark.thorough
+
 BOT = Path(__file__).parent / "typed_bot.py"
 
 # pyTelegramBotAPI's decorators have no annotations, which --strict alone would not allow.

@@ -10,6 +10,8 @@ from telesession import SessionBusy, _locks, _workers, keys, with_session
 from tests.helpers import Failure, run_together, says, until
 from tests.stores import TIMEOUT, Bot, message, payload
 
+pytestmark = pytest.mark.thorough
+
 
 @pytest.fixture(autouse=True)
 def nothing_left():
