@@ -1,14 +1,12 @@
 """4.2 to 4.4 `telesession.codecs`: kept exactly, or refused with the path to it."""
 
 import datetime
-import enum
 import json
 import math
-import os
 import pickle
 import re
 import sys
-from collections import Counter, OrderedDict, defaultdict, namedtuple
+from collections import Counter, OrderedDict, defaultdict
 from decimal import Decimal
 from types import SimpleNamespace
 
@@ -19,15 +17,23 @@ from telebot.handler_backends import State, StatesGroup
 
 from telesession import JSON, SessionDataError, with_session
 from telesession.codecs import Unkeepable, encode
+from tests.coded import (
+    KEPT_BY_JSON,
+    SALTED_PICKLE,
+    BytesJSON,
+    Game,
+    Kind,
+    Level,
+    MsgpackLike,
+    PickleLike,
+    Point,
+    SortedJSON,
+    encoded,
+    nested,
+    rightly_refused,
+    same,
+)
 from tests.helpers import shown
-
-
-class Level(enum.IntEnum):
-    ONE = 1
-
-
-class Kind(str, enum.Enum):  # a StrEnum, which Python 3.10 lacks
-    A = "a"
 
 
 class Number(int):
@@ -44,41 +50,6 @@ class Bag(list):
 
 class Fraction(float):
     pass
-
-
-Point = namedtuple("Point", "x y")
-
-
-class Game:
-    """Compares by identity, as most classes do."""
-
-    def __init__(self, score):
-        self.score = score
-
-
-class Named:
-    def __init__(self):
-        self.name = "Ada"
-
-
-class Color(enum.Enum):
-    RED = 1
-    BLUE = 2
-
-
-class Sparing(Game):
-    """Has pickle leave out what it has."""
-
-    def __getstate__(self):
-        return {"kind": "sparing"}
-
-
-class SparingJSON:
-    def dumps(self, data):
-        return json.dumps(data, default=vars)
-
-    def loads(self, text):
-        return json.loads(text, object_hook=lambda d: Sparing(d["score"]) if "score" in d else d)
 
 
 class Form(StatesGroup):
@@ -104,56 +75,6 @@ class Undecided:
         raise ValueError("the truth value of an array is ambiguous")
 
     __hash__ = None
-
-
-class PickleLike:
-    """The user's own codec around pickle: signed, compressed, dill, ..."""
-
-    dumps = staticmethod(pickle.dumps)
-    loads = staticmethod(pickle.loads)
-
-
-class Salted:
-    """Never makes the same of the same, as encryption and timed signatures do."""
-
-    def __init__(self, codec):
-        self.codec = codec
-
-    def dumps(self, data):
-        payload = self.codec.dumps(data)
-        salt = os.urandom(8)
-        return salt.hex() + payload if isinstance(payload, str) else salt + payload
-
-    def loads(self, payload):
-        return self.codec.loads(payload[16 if isinstance(payload, str) else 8 :])
-
-
-class MsgpackLike:
-    """Bytes, and tuples come back as lists."""
-
-    def dumps(self, data):
-        return pickle.dumps(self._lists(data))
-
-    loads = staticmethod(pickle.loads)
-
-    def _lists(self, value):
-        if isinstance(value, dict):
-            return {key: self._lists(part) for key, part in value.items()}
-        return [self._lists(part) for part in value] if type(value) in (list, tuple) else value
-
-
-class SortedJSON:
-    loads = staticmethod(json.loads)
-
-    def dumps(self, data):
-        return json.dumps(data, sort_keys=True)
-
-
-class BytesJSON:
-    loads = staticmethod(json.loads)
-
-    def dumps(self, data):
-        return json.dumps(data).encode()
 
 
 class ObligingJSON:
@@ -204,92 +125,6 @@ class CantDecode:
 
     def loads(self, text):
         raise RuntimeError("no decoder")
-
-
-def same(one, other, *, ordered=True):
-    """Whether nobody can tell them apart: types, order, -0.0 and NaN included."""
-    if type(one) is not type(other):
-        return False
-    if isinstance(one, dict):
-        if not ordered and one.keys() == other.keys():
-            other = {key: other[key] for key in one}
-        one, other = list(one.items()), list(other.items())
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(
-            same(mine, yours, ordered=ordered) for mine, yours in zip(one, other)
-        )
-    if isinstance(one, float):
-        return repr(one) == repr(other)
-    if isinstance(one, Game):
-        return one.score == other.score
-    return one == other
-
-
-def kept(codec, value):
-    try:
-        return same(codec.loads(codec.dumps({"": value}))[""], value)
-    except Exception:
-        return False
-
-
-class Walk:
-    """Notes the key that the path ends with, and the value that it leads to."""
-
-    def __init__(self, value, key=None):
-        self.value = value
-        self.key = key
-
-    def __getitem__(self, key):
-        return Walk(self.value[key], key)
-
-
-def follow(path, data):
-    names = {"session": Walk(data), "datetime": datetime, "nan": math.nan, "inf": math.inf}
-    return eval(f"session{path}", names)
-
-
-def encoded(codec, data, before=None):
-    """What `encode` gives, or the error by which it refuses."""
-    try:
-        return encode(codec, data, before)
-    except Unkeepable as error:
-        return error
-
-
-def rightly_refused(codec, data, error):
-    """Whether the path leads to the key or value named, and the codec doesn't keep that."""
-    end = follow(error.path, data)
-    is_key = error.what.startswith("a key")
-    accused = end.key if is_key else end.value
-    assert type(accused).__name__ in error.what.split()
-    if not kept(codec, {accused: None} if is_key else accused):
-        return True
-    # Or not here: 1 and "1" are one key to JSON, so the value of one of them goes missing.
-    return not same(follow(error.path, codec.loads(codec.dumps(data))).value, end.value)
-
-
-def nested(value, depth):
-    for _ in range(depth):
-        value = [value]
-    return value
-
-
-SHARED = [1]
-SALTED_JSON = [Salted(JSON), Salted(json), Salted(BytesJSON())]
-SALTED_PICKLE = [Salted(PickleLike())]
-
-KEPT_BY_JSON = [
-    {},
-    {"n": None, "b": True, "i": 0, "f": 1.5, "s": "text", "l": [], "d": {}, "": ""},
-    {"alike": [0, False, 0.0, "", None, [], {}], "ones": [1, True, 1.0, "1"]},
-    {"ints": [-(2**64), 10**4000]},
-    {"floats": [-0.0, 5e-324, 1.7976931348623157e308, 1e16, 0.1]},
-    {"text": '😀 \0 \u2028 " \\ / \x7f \ufeff'},
-    {"lone surrogates": ["\ud83d", "\ude00", "\ude00\ud83d", "\ud83d x \ude00"], "\ud83d": 1},
-    {"order": {"b": 1, "a": 2, "c": 3}},
-    {"deep": nested(1, 100)},
-    {"one": SHARED, "again": SHARED},  # equal, and no longer shared
-]
 
 
 @pytest.mark.parametrize("data", KEPT_BY_JSON, ids=range(len(KEPT_BY_JSON)))
@@ -582,205 +417,6 @@ def test_what_comes_back_equal_is_no_such_state(codec, value):
     assert codec.loads(encode(codec, {"value": value}, None)) == {"value": value}
 
 
-# What is stored already.
-
-
-@pytest.mark.parametrize("data", KEPT_BY_JSON, ids=range(len(KEPT_BY_JSON)))
-@pytest.mark.parametrize("codec", [JSON, json, pickle, PickleLike(), BytesJSON(), MsgpackLike()])
-def test_unchanged_gives_what_is_stored(codec, data):
-    before = encode(codec, data, None)
-
-    assert encode(codec, codec.loads(before), before) is before
-
-
-def thinned():
-    """A set whose order comes from its past: 1, 64. Pickled and loaded, it is 64, 1."""
-    numbers = set(range(100))
-    numbers -= {number for number in numbers if number not in (1, 64)}
-    return numbers
-
-
-@pytest.mark.parametrize("value", [thinned(), Named()], ids=["set", "attribute named as the key"])
-def test_unchanged_is_not_written_by_pickle_either(value):
-    before = encode(pickle, {"name": value}, None)
-
-    assert encode(pickle, pickle.loads(before), before) is before
-
-
-@pytest.mark.parametrize(
-    ("codec", "before"),
-    [
-        (JSON, '{ "a": 1, "b": [ 1.00, 2e0 ] }\n'),
-        (JSON, r'{"a":"\u00e9 é \ud83d\ude00 \/"}'),
-        (JSON, '{"b":1,"a":{"d":1,"c":-0.0}}'),
-        (JSON, '{"twice":1,"twice":2}'),
-        (JSON, '{"a":{"twice":[1,2,3],"twice":0}}'),
-        (JSON, '{"a": 1}'),
-        (JSON, '{"a":\t1}'),
-        (JSON, '{"a":1}\n'),
-        (JSON, '{"a":[1.50]}'),
-        (JSON, '{"a":1e2}'),
-        (JSON, '{"a":[7,1E2]}'),
-        (JSON, '{"a":-0}'),
-        (JSON, r'{"a":"\/"}'),
-        (JSON, '{"a":"é"}'),
-        (JSON, '{"a":"\x7f"}'),
-        (JSON, b'{"a": 1}'),
-        (json, '{"a":NaN,"b":Infinity}'),
-        (SortedJSON(), '{"b":1,"a":2}'),
-        (PickleLike(), pickle.dumps({"a": (1, {2})}, protocol=0)),
-    ],
-)
-def test_the_same_in_another_style_is_unchanged(codec, before):
-    """As another program, or an older version of the codec, would write it."""
-    assert encode(codec, codec.loads(before), before) is before
-
-
-@pytest.mark.parametrize("data", KEPT_BY_JSON, ids=range(len(KEPT_BY_JSON)))
-@pytest.mark.parametrize("codec", SALTED_JSON + SALTED_PICKLE)
-def test_unchanged_is_not_written_by_a_codec_that_never_makes_the_same(codec, data):
-    before = encode(codec, data, None)
-
-    assert encode(codec, codec.loads(before), before) is before
-    if codec in SALTED_JSON:
-        assert encode(codec, json.loads(json.dumps(data)), before) is before
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        math.nan,
-        [-0.0, math.inf, 1j, b"x"],
-        {1: "a", None: 1, (1, 2.0): ()},
-        {1, 2, 3},
-        [datetime.datetime(2024, 1, 1), Decimal("1.0"), Kind.A, Color.RED, Point(1, 2)],
-        OrderedDict(b=1, a=2),
-        [Game(1), Game([2])],
-        Named(),
-        Game,
-    ],
-    ids=lambda value: type(value).__name__,
-)
-def test_unchanged_objects_are_not_written_by_such_a_codec(value):
-    [codec] = SALTED_PICKLE
-    before = encode(codec, {"value": value, "name": 1}, None)
-
-    assert encode(codec, codec.loads(before), before) is before
-
-
-def test_the_same_text_again_is_unchanged():
-    """Also where pickle would tell it from another that is equal: one object, or two."""
-    [codec] = SALTED_PICKLE
-    text = "".join(["na", "me"])
-    before = encode(codec, {"name": "name", "also": text}, None)
-
-    assert encode(codec, {"name": text, "also": text}, before) is before
-
-
-ONE, OTHER = [1], [1]
-
-SMALL_CHANGES = [
-    (1, True),
-    (1, 1.0),
-    (0.0, -0.0),
-    (0j, -0j),
-    ([1], (1,)),
-    ({1: "x"}, {True: "x"}),
-    ({1: "x"}, {1.0: "x"}),
-    ({(1,): "x"}, {(True,): "x"}),
-    ({0.0: "x"}, {-0.0: "x"}),
-    ({"a": 1, "b": 2}, {"b": 2, "a": 1}),
-    ({1}, {True}),
-    (math.nan, None),
-    (Decimal("1.0"), Decimal("1.00")),
-    (Color.RED, Color.BLUE),
-    (OrderedDict(a=1, b=2), OrderedDict(b=2, a=1)),
-    (Game(1), Game(2)),
-    (Game(1), Game(True)),
-    (Sparing(1), Sparing(2)),
-    ([ONE, OTHER], [ONE, ONE]),
-    ([ONE, ONE], [ONE, OTHER]),
-    ([Game(ONE), OTHER], [Game(ONE), ONE]),
-]
-
-
-@pytest.mark.parametrize(("stored", "data"), SMALL_CHANGES, ids=shown)
-@pytest.mark.parametrize("codec", SALTED_PICKLE)
-def test_the_smallest_change_is_written_by_such_a_codec(codec, stored, data):
-    before = codec.dumps({"value": [stored]})
-
-    payload = encode(codec, {"value": [data]}, before)
-
-    assert payload is not before
-    assert pickle.dumps(codec.loads(payload)) == pickle.dumps(
-        pickle.loads(pickle.dumps({"value": [data]}))
-    )
-
-
-def test_a_change_of_what_pickle_leaves_out_is_kept():
-    """The codec keeps more of this class than its ``__getstate__`` gives."""
-    codec = SparingJSON()
-    before = encode(codec, {"value": Sparing(1)}, None)
-
-    payload = encode(codec, {"value": Sparing(2)}, before)
-
-    assert codec.loads(payload)["value"].score == 2
-
-
-def test_an_unchanged_session_is_not_encoded():
-    codec = Salted(JSON)
-    before = codec.dumps({"a": [1, {"b": None}]})
-    codec.dumps = None
-
-    assert encode(codec, {"a": [1, {"b": None}]}, before) is before
-
-
-CHANGES = [
-    ({"a": 1}, {"a": True}),
-    ({"a": 1}, {"a": 1.0}),
-    ({"a": 0}, {"a": False}),
-    ({"a": 1}, {"a": "1"}),
-    ({"a": [1]}, {"a": [True]}),
-    ({"a": []}, {"a": {}}),
-    ({"a": None}, {}),
-    ({"a": None}, {"b": None}),
-    ({"a": {"b": [[1], [2]]}}, {"a": {"b": [[1], [2, 3]]}}),
-    ({"a": {"b": [[1], [2]]}}, {"a": {"b": [[1]]}}),
-    ({"a": 0.0}, {"a": -0.0}),
-    ({"a": 1, "b": 2}, {"b": 2, "a": 1}),
-    ({"recent": {"a": 1, "b": 2}}, {"recent": {"b": 2, "a": 1}}),
-    # JSON makes the same text of these.
-    ({"a": [1, 2]}, {"a": (1, 2)}),
-    ({"a": {"1": "x"}}, {"a": {1: "x"}}),
-    ({"a": {"true": "x"}}, {"a": {True: "x"}}),
-    ({"level": 1}, {"level": Level.ONE}),
-    ({"kind": "a"}, {"kind": Kind.A}),
-    ({"d": {"x": 1}}, {"d": OrderedDict(x=1)}),
-    ({"s": "\U0001f600"}, {"s": "\ud83d\ude00"}),
-]
-
-
-@pytest.mark.parametrize(("stored", "data"), CHANGES)
-@pytest.mark.parametrize("codec", [JSON, json], ids=["JSON", "json"])
-def test_a_change_is_kept_or_refused(codec, stored, data):
-    before = codec.dumps(stored)
-    payload = encoded(codec, data, before)
-
-    if isinstance(payload, Unkeepable):
-        assert rightly_refused(codec, data, payload)
-    else:
-        assert same(codec.loads(payload), data)
-
-
-@pytest.mark.parametrize("codec", [pickle, PickleLike()])
-def test_a_change_inside_of_an_object_is_kept(codec):
-    before = encode(codec, {"game": Game(1)}, None)
-
-    payload = encode(codec, {"game": Game(2)}, before)
-
-    assert codec.loads(payload)["game"].score == 2
-
-
 def test_a_handler_hears_of_every_value_that_json_would_change():
     stored = {}
 
@@ -884,24 +520,6 @@ def test_anything_is_kept_exactly_or_refused_where_it_is_not(data, codec):
         assert rightly_refused(codec, data, payload)
     else:
         assert same(codec.loads(payload), data, ordered=not isinstance(codec, SortedJSON))
-
-
-few = st.recursive(
-    st.sampled_from([0, 1, 1.0, True, False, None, "", "a"]),
-    lambda parts: (
-        st.lists(parts, max_size=2) | st.dictionaries(st.sampled_from("ab"), parts, max_size=2)
-    ),
-    max_leaves=4,
-)
-
-
-@settings(deadline=None, max_examples=300)
-@given(*[st.dictionaries(st.sampled_from("ab"), few, max_size=2)] * 2)
-def test_any_change_of_what_is_stored_is_kept(stored, data):
-    """Values from so few that the two are often nearly, and sometimes quite, the same."""
-    payload = encode(JSON, data, JSON.dumps(stored))
-
-    assert same(JSON.loads(payload), data)
 
 
 @pytest.mark.parametrize(
