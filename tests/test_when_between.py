@@ -1,0 +1,382 @@
+"""5.8 `Declaration.when`: nothing is lost by what comes between two handlers that are tried."""
+
+import contextlib
+import functools
+import inspect
+
+import pytest
+import telebot
+from telebot import types
+from telebot.handler_backends import BaseMiddleware, ContinueHandling
+
+from telesession import MemoryStore, SessionClosed, _dispatch, _handler, _locks, keys, with_session
+from telesession.testing import Chat
+from tests import when_bots
+from tests.helpers import Failure, count, run_together
+from tests.routing import routing, update
+from tests.stores import Leasing, payload
+from tests.when_bots import raising
+from tests.worker import Worker, connect
+
+nothing_left = when_bots.nothing_left
+bot = when_bots.bot
+
+
+class TestInBetween:
+    """Contract 5.8: an `open` of the same session works on it, and is saved in the end."""
+
+    @pytest.fixture(params=[False, True], ids=["no middlewares", "class middlewares"])
+    def bot(self, request):
+        return telebot.TeleBot("1:test", threaded=False, use_class_middlewares=request.param)
+
+    def opening(self, session, name):
+        def opens(message):
+            with session.open(message) as data:
+                data[name] = data.get(name, 0) + 1
+            return ContinueHandling()
+
+        return opens
+
+    def test_no_handler_comes(self, bot, store, session):
+        bot.register_message_handler(session.when(n=1)(pytest.fail))
+        bot.register_message_handler(self.opening(session, "opened"))
+        bot.register_message_handler(session.when(n=1)(pytest.fail))
+        bot.process_new_updates([update()])
+        assert store == {"session:42:42": '{"opened":1}'}
+
+    def test_a_handler_raises(self, bot, store, session):
+        """It had no session: what was saved before it is saved."""
+        bot.register_message_handler(session.when(n=1)(pytest.fail))
+        bot.register_message_handler(self.opening(session, "opened"))
+        bot.register_message_handler(raising)
+        with handled(bot):
+            bot.process_new_updates([update()])
+        assert store == {"session:42:42": '{"opened":1}'}
+
+    def test_a_handler_with_the_session_raises(self, bot, store, session):
+        """Its own changes are lost, and no others."""
+        bot.register_message_handler(session.when(n=1)(pytest.fail))
+        bot.register_message_handler(self.opening(session, "opened"))
+
+        @bot.message_handler()
+        @session.when(opened=1)
+        def fails(message):
+            message.session["n"] = 1
+            raise Failure
+
+        with handled(bot):
+            bot.process_new_updates([update()])
+        assert store == {"session:42:42": '{"opened":1}'}
+
+    def test_an_open_that_raises(self, bot, store, session):
+        """Nothing of the block is kept, and the next handler finds the session as it was."""
+        store["session:42:42"] = '{"list":[1]}'
+        found = []
+        bot.register_message_handler(session.when(n=1)(pytest.fail))
+
+        @bot.message_handler()
+        def between(message):
+            with contextlib.suppress(Failure), session.open(message) as data:
+                data["list"].append(2)
+                raise Failure
+            return ContinueHandling()
+
+        bot.register_message_handler(session(lambda message: found.append(dict(message.session))))
+        bot.process_new_updates([update()])
+        assert found == [{"list": [1]}]
+        assert store == {"session:42:42": '{"list":[1]}'}
+
+    def test_an_open_changes_the_state(self, bot, store, session):
+        """The handlers behind it are asked by what it has now."""
+        ran = []
+        bot.register_message_handler(session.when(opened=1)(pytest.fail))
+        bot.register_message_handler(self.opening(session, "opened"))
+        bot.register_message_handler(session.when(opened=1)(ran.append))
+        bot.process_new_updates([update()])
+        assert len(ran) == 1
+
+    def test_a_session_of_another_user(self, bot, store, session):
+        """Is one of its own: saved at the end of its block."""
+        bot.register_message_handler(session.when(n=1)(pytest.fail))
+
+        @bot.message_handler()
+        def between(message):
+            with session.open(key="43:43") as data:
+                data["n"] = 1
+            assert store == {"session:43:43": '{"n":1}'}
+            return ContinueHandling()
+
+        bot.register_message_handler(session(count))
+        bot.process_new_updates([update()])
+        assert sorted(store) == ["session:42:42", "session:43:43"]
+
+    @pytest.mark.parametrize("fails", [False, True], ids=["returns", "raises"])
+    def test_what_is_opened_beside_it(self, bot, fails):
+        """5.6, 5.8 In a block of the session that was left, another one is opened: both are
+        saved in one step when the dispatch ends, or none where the block raises."""
+        kept = {}
+
+        class Committing(Leasing):
+            def commit(self, lease, changes):
+                kept.update({name: payload for name, payload, _ in changes})
+                commits.append({name for name, _, _ in changes})
+                super().commit(lease, changes)
+
+        commits, store = [], Committing()
+        session, other = (with_session(property=name, store=store) for name in ("a", "b"))
+        bot.register_message_handler(session.when(n=1)(pytest.fail))
+
+        @bot.message_handler()
+        def between(message):
+            with contextlib.suppress(Failure), session.open(message) as mine:
+                mine["n"] = 1
+                with other.open(message) as more:
+                    more["n"] = 2
+                with other.open(message) as more:
+                    more["n"] += 1
+                if fails:
+                    raise Failure
+            with pytest.raises(SessionClosed):
+                more["n"] = 4
+            assert commits == []
+            return ContinueHandling()
+
+        seen = []
+        bot.register_message_handler(session.when(n=2)(pytest.fail))
+        bot.register_message_handler(other.when(lambda data: seen.append(dict(data)))(pytest.fail))
+        bot.process_new_updates([update()])
+        assert seen == [{} if fails else {"n": 3}]
+        saved = set() if fails else {"a:42:42", "b:42:42"}
+        assert [one for one in commits if one] == [saved] * bool(saved)
+        assert set(kept) == saved
+        assert store.leases == {}
+
+    def test_a_handler_raises_after_a_block_that_raised(self, bot, store, session):
+        """4.1, 5.8 What the block had saved before, and only that, is what is left."""
+        store["session:42:42"] = '{"n":0}'
+        bot.register_message_handler(session.when(n=1)(pytest.fail))
+        bot.register_message_handler(self.opening(session, "n"))
+
+        @bot.message_handler()
+        def between(message):
+            with contextlib.suppress(Failure), session.open(key="43:43"):
+                with session.open(message) as data:
+                    data["n"] = 5
+                raise Failure
+            return ContinueHandling()
+
+        @bot.message_handler()
+        @session
+        def fails(message):
+            assert message.session == {"n": 1}
+            message.session["n"] = 6
+            raise Failure
+
+        with handled(bot):
+            bot.process_new_updates([update()])
+        assert store == {"session:42:42": '{"n":1}'}
+
+    def test_a_dispatch_in_a_handler_that_fails(self, bot, store, session):
+        """5.6, 5.9 What its handlers did belongs to the handler around, also where a session of
+        theirs was in use before."""
+        busy = with_session(property="busy", key=keys.everyone, store=store, busy="drop")
+        other = with_session(property="other", store=store)
+
+        @bot.message_handler()
+        @session.when(step=None)
+        def outer(message):
+            message.session["step"] = "in"
+            with contextlib.suppress(Failure):
+                inner.process_new_updates([update()])
+            raise Failure
+
+        inner = telebot.TeleBot("1:test", threaded=False)
+        inner.register_message_handler(busy.when(n=1)(pytest.fail))
+        inner.register_message_handler(other.when(n=None)(lambda m: m.other.update(n=1)))
+
+        def feed():
+            with handled(bot):
+                bot.process_new_updates([update()])
+
+        with busy.open(key="everyone"):
+            assert run_together(feed) == [None]
+        assert store == {}
+
+    def test_a_dispatch_in_a_handler_without_a_session(self, bot, store, session):
+        """Each leaves what it has tried; nothing is lost or stays locked."""
+        inner = telebot.TeleBot("1:test", threaded=False)
+        inner.register_message_handler(session.when(n=1)(pytest.fail))
+        inner.register_message_handler(session(count))
+        bot.register_message_handler(session.when(n=1)(pytest.fail))
+
+        @bot.message_handler()
+        def between(message):
+            inner.process_new_updates(
+                [types.Update.de_json({"update_id": 1, "message": payload(43)})]
+            )
+            inner.process_new_updates([update()])
+            return ContinueHandling()
+
+        bot.register_message_handler(session.when(n=1)(count))
+        bot.process_new_updates([update()])
+        assert store == {"session:42:42": '{"n":2}', "session:43:43": '{"n":1}'}
+
+    def test_a_dispatch_in_a_handler(self, bot, store, session):
+        """A handler feeds the bot: all of it works on the session of the one around."""
+        bot.register_message_handler(session.when(step="in")(count))
+
+        @bot.message_handler()
+        @session.when(step=None)
+        def outer(message):
+            message.session["step"] = "in"
+            bot.process_new_updates([update()])
+            assert message.session == {"step": "in", "n": 1}
+
+        bot.process_new_updates([update()])
+        assert store == {"session:42:42": '{"step":"in","n":1}'}
+
+
+@contextlib.contextmanager
+def handled(bot):
+    """Expect a `Failure` that reaches whoever fed the bot, or its middlewares."""
+    if not bot.use_class_middlewares:
+        with pytest.raises(Failure):
+            yield
+        return
+    seen = []
+
+    class Middleware(BaseMiddleware):
+        update_types = ("message",)
+        update_sensitive = False
+
+        def pre_process(self, message, data):
+            pass
+
+        def post_process(self, message, data, exception):
+            seen.append(type(exception))
+
+    bot.setup_middleware(Middleware())
+    yield
+    assert seen == [Failure]
+
+
+#: What an update does to its session in `routing`, beside being handled.
+EACH = ("opened", "before", "after")
+
+
+@pytest.mark.parametrize("middlewares", [False, True], ids=["plain", "class middlewares"])
+@pytest.mark.parametrize("where", ["memory", "sqlite", "redis"])
+def test_nothing_is_lost_whatever_comes_in_between(request, where, middlewares):
+    """Contract 5.8: 8 threads, filters that open sessions, call decorated functions and feed
+    another bot, middlewares and other handlers: every update is handled, and every change kept.
+    """
+    store = MemoryStore()
+    if where == "sqlite":
+        from telesession.sql import SQLStore
+
+        store = SQLStore(request.getfixturevalue("sqlite"))
+    elif where == "redis":
+        from telesession.redis import RedisStore
+
+        store = RedisStore(request.getfixturevalue("valkey"))
+    total = 8 * 10
+    done = routing(store, 8, 10, middlewares)
+    check_routed(store, done, total, middlewares)
+
+
+@pytest.mark.parametrize("where", ["sqlite", "redis"])
+def test_nothing_is_lost_between_processes(request, where):
+    """Contract 5.8: the same for two processes of 4 threads."""
+    if where == "redis":
+        request.getfixturevalue("valkey")
+        url = f"redis://127.0.0.1:{request.getfixturevalue('valkey_port')}"
+    else:
+        url = request.getfixturevalue("sqlite_url")
+    with Worker(url, "route", 4, 10) as one, Worker(url, "route", 4, 10) as two:
+        for worker in (one, two):
+            assert worker.read() == "ready"
+        for worker in (one, two):
+            worker.go()
+        counted = [worker.read() for worker in (one, two)]
+    done = {name: sum(each.get(name, 0) for each in counted) for name in {*counted[0], *counted[1]}}
+    with connect(url) as store:
+        check_routed(store, done, 80, True)
+
+
+def check_routed(store, done, total, middlewares):
+    assert (done["lost"], done["handled"]) == (0, total)
+    kept = with_session(store=store).peek(key="42:42")
+    record = with_session(store=store, property="record").peek(key=42)
+    assert kept.pop("n") == total
+    assert {**kept, **record} == {
+        name: times for name, times in done.items() if name not in ("lost", "handled")
+    }
+    for name in EACH[: 3 if middlewares else 1]:
+        assert done[name] == total
+
+
+class TestWithoutTheInternals:
+    """What `when` is without the two private methods of pyTelegramBotAPI that it wraps."""
+
+    METHODS = "_run_middlewares_and_handler", "_test_message_handler"
+
+    def test_this_version_has_them(self):
+        for name in self.METHODS:
+            method = getattr(telebot.TeleBot, name)
+            assert inspect.isfunction(inspect.unwrap(method))
+        parameters = list(inspect.signature(telebot.TeleBot._test_message_handler).parameters)
+        assert len(parameters) == 3
+
+    def test_they_are_called(self, bot, session):
+        """A dispatch is noticed: the session is locked from one handler to the next."""
+        held = []
+        bot.register_message_handler(session.when(n=1)(pytest.fail))
+        bot.register_message_handler(lambda message: held.append(_locks.held()))
+        Chat(bot).send("hi")
+        assert held == [1]
+
+    @pytest.fixture
+    def bare(self, monkeypatch):
+        """A bot of a version that has them under other names."""
+
+        class Bare(telebot.TeleBot):
+            pass
+
+        bot = Bare("1:test", threaded=False)
+        for name in self.METHODS:
+            method = inspect.unwrap(getattr(telebot.TeleBot, name))
+            monkeypatch.delattr(telebot.TeleBot, name)
+            setattr(bot, name, functools.partial(method, bot))
+        monkeypatch.setattr(_handler, "watch", _dispatch.watch.__wrapped__)
+        return bot
+
+    def test_each_handler_lets_go(self, bare, store, session):
+        """The right one runs, and nothing is locked in between, or left."""
+        held, ran = [], []
+        bare.register_message_handler(session.when(n=1)(pytest.fail))
+
+        @bare.message_handler()
+        def between(message):
+            held.append(_locks.held())
+            return ContinueHandling()
+
+        bare.register_message_handler(
+            session.when(n=None)(lambda message: ran.append(count(message)))
+        )
+        bare.register_message_handler(pytest.fail)
+        bare.process_new_updates([update()])
+        assert (held, ran) == ([0], [1])
+        assert not hasattr(telebot.TeleBot, self.METHODS[0])
+        assert store == {"session:42:42": '{"n":1}'}
+
+    def test_each_handler_has_its_session_alone(self, bare, store, session):
+        """200 of 200 increments on 8 threads."""
+        bare.register_message_handler(session.when(lambda data: False)(pytest.fail))
+        bare.register_message_handler(session.when(lambda data: True)(count))
+
+        def run():
+            for _ in range(25):
+                bare.process_new_updates([update()])
+
+        assert run_together(*[run] * 8) == [None] * 8
+        assert store == {"session:42:42": '{"n":200}'}
