@@ -10,8 +10,8 @@ from telesession import SessionError, with_session
 from telesession.leases import Held
 from tests import servers
 from tests.helpers import run_together
+from tests.sql_stores import NAMES, age, close_all, rows, saying, update
 from tests.stores import found, message, put
-from tests.test_sql import NAMES, age, close_all, rows, saying, update
 
 sa = pytest.importorskip("sqlalchemy")
 from telesession.sql import SQLStore  # noqa: E402

@@ -13,8 +13,8 @@ import pytest
 from telesession import SessionError, with_session
 from tests.helpers import run_together
 from tests.interrupts import Interrupt, interruptions
+from tests.sql_stores import execute, rows, saying, update
 from tests.stores import NAME, TIMEOUT, found, put
-from tests.test_sql import execute, rows, saying, update
 
 sa = pytest.importorskip("sqlalchemy")
 from telesession import _connections, _statements, sql  # noqa: E402
