@@ -1,8 +1,8 @@
 """5.1 to 5.5 `Locks`: one at a time, first come, first served, and nothing kept of it.
 
-Handlers wait for each other in `test_stores`; here the table is alone, with threads that queue in
-an order that the test makes: it looks into the table to see who waits. `test_schedules` has them
-take turns at every line.
+Handlers wait for each other in `test_stores_updates`; here the table is alone, with threads that
+queue in an order that the test makes: it looks into the table to see who waits. `test_schedules`
+has them take turns at every line.
 """
 
 import itertools
