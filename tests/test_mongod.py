@@ -108,9 +108,12 @@ def test_address(mongo_url, mongo_client):
         assert client.nodes == {("127.0.0.1", port)}
 
 
-def test_collation(mongo_client, mongo):
+def test_collation(mongo_client):
     """A collection's collation counts for commands that name none."""
-    mongo.database.create_collection("sessions", collation={"locale": "en", "strength": 2})
+    database = mongo_client["telesession"]
+    mongo = database["collated"]  # SecantusDB remembers the collation of a dropped name
+    mongo.drop()
+    database.create_collection(mongo.name, collation={"locale": "en", "strength": 2})
     mongo.insert_one({"_id": "A"})
     assert mongo.find_one({"_id": "a"}) == {"_id": "A"}
     assert mongo.find_one_and_update({"_id": "a"}, [{"$set": {"n": 1}}], upsert=True) == {
