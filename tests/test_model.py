@@ -311,7 +311,7 @@ class OnBoth(AllOrNothing):
 examples = int(os.environ.get("MODEL_EXAMPLES", 0))
 budget = settings(
     deadline=None,
-    max_examples=examples or 100,
+    max_examples=examples or 60,
     stateful_step_count=30,
     derandomize=not examples,
 )
