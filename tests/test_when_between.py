@@ -12,9 +12,9 @@ from telebot.handler_backends import BaseMiddleware, ContinueHandling
 from telesession import MemoryStore, SessionClosed, _dispatch, _handler, _locks, keys, with_session
 from telesession.testing import Chat
 from tests import when_bots
-from tests.helpers import Failure, count, run_together
+from tests.helpers import Failure, content, count, run_together
 from tests.routing import routing, update
-from tests.stores import Leasing, payload
+from tests.stores import Bot, Leasing, payload
 from tests.when_bots import raising
 from tests.worker import Worker, connect
 
@@ -380,3 +380,29 @@ class TestWithoutTheInternals:
 
         assert run_together(*[run] * 8) == [None] * 8
         assert store == {"session:42:42": '{"n":200}'}
+
+
+def test_a_handler_of_more_sessions_saves_when_it_returns(store):
+    """5.8 It takes over what a `when` left, so that no later handler has to end first."""
+    one, two = (with_session(property=each, store=store) for each in ("one", "two"))
+    bot, seen = Bot(1), []
+
+    @bot.any_handler
+    @one.when(step="another")
+    def missed(message):
+        pytest.fail("it is for another step")
+
+    @bot.any_handler
+    @one
+    @two
+    def more(message):
+        message.one["n"] = message.two["n"] = 1
+        return ContinueHandling()
+
+    @bot.any_handler
+    def last(message):
+        seen.append(content(store))
+
+    bot.run([payload()])
+
+    assert seen == [{"one:42:42": {"n": 1}, "two:42:42": {"n": 1}}]
