@@ -11,11 +11,11 @@ from tests.worker import ROOT
 
 STORES = {
     "memory": "``MemoryStore``",
-    "redis": "``RedisStore`` [2]_",
-    "sqlite": "SQLite [3]_",
+    "redis": "``RedisStore``",
+    "sqlite": "SQLite",
     "postgres": "PostgreSQL",
     "mariadb": "MariaDB",
-    "mongo": "``MongoStore`` [4]_",
+    "mongo": "``MongoStore``",
 }
 
 FAULTS = {
@@ -121,17 +121,17 @@ MATRIX: dict[str, dict[str, str]] = {
 }
 
 NOTES = """\
-In every cell, what was saved before stands, and when the fault is over the bot goes on without a
+In every case, what was saved before stands, and when the fault is over the bot goes on without a
 restart: its next update is saved, after waiting for *lease* at most. Each is a test:
 ``pytest tests/test_faults.py -k "full and redis"``.
 
-.. [2] Redis or Valkey with ``appendonly yes`` and ``appendfsync always``. Without persistence a
-   restart loses all sessions, and the save of a handler that ran meanwhile is refused
-   (``SessionLost``).
-.. [3] There is no server that could die: another process locks the file instead, for good, for a
-   moment, and for longer than the connection's timeout. The file itself must not be replaced while
-   processes have it open, as SQLite's documentation says.
-.. [4] On SecantusDB, which speaks as MongoDB does.
+* ``RedisStore``: on Valkey with ``appendonly yes`` and ``appendfsync always``. Without persistence
+  a restart loses all sessions, and the save of a handler that ran meanwhile is refused
+  (``SessionLost``).
+* SQLite: there is no server that could die. Another process locks the file instead, for good, for a
+  moment, and for longer than the connection's timeout. The file itself must not be replaced while
+  processes have it open, as SQLite's documentation says.
+* ``MongoStore``: on SecantusDB, which speaks as MongoDB does.
 
 Clients of Redis, MariaDB and MongoDB have a timeout in these tests; psycopg has none, and waits.
 """
@@ -149,22 +149,22 @@ HEAD = [
 
 def table() -> str:
     """What ``tests/faults.rst`` says."""
-    lines = [*HEAD, ".. list-table::", "   :header-rows: 1", ""]
-    rows = [["", *STORES.values()]]
+    lines = [*HEAD, NOTES]
     for fault, what in FAULTS.items():
-        rows.append([what, *(MATRIX[fault][store] for store in STORES)])
-    for row in rows:
-        for number, cell in enumerate(row):
-            bullet = "     - " if number else "   * - "
+        stores: dict[str, list[str]] = {}
+        for store, outcome in MATRIX[fault].items():
+            stores.setdefault(outcome, []).append(STORES[store])
+        lines += [f"**{what[0].upper()}{what[1:]}**", ""]
+        for outcome, same in stores.items():
             lines += textwrap.wrap(
-                cell,
+                f"* {', '.join(same)}: {outcome}",
                 100,
-                initial_indent=bullet,
-                subsequent_indent=" " * 7,
+                subsequent_indent="  ",
                 break_on_hyphens=False,
                 break_long_words=False,
-            ) or [bullet.rstrip()]
-    return "\n".join(lines) + "\n\n" + NOTES
+            )
+        lines.append("")
+    return "\n".join(lines[:-1]) + "\n"
 
 
 PAGE = ROOT / "tests" / "faults.rst"
