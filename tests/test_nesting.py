@@ -4,6 +4,7 @@ import copy
 import functools
 import inspect
 import json
+import os
 import threading
 from contextlib import suppress
 
@@ -440,3 +441,26 @@ def test_a_stack_of_which_one_store_could_not_lease(caplog):
         one(two(lambda update: pytest.fail("it has no sessions")))(message())
 
     assert caplog.messages == []
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_fork_inside_of_a_handler(store, session):
+    """6.4 In the child the parent's handler is not there: one of the child's own is saved."""
+    ended = []
+
+    @session
+    def forking(update):
+        child = os.fork()
+        if not child:
+            try:
+                session(count)(message())
+                os._exit(0 if content(store) == {"session:42:42": {"n": 1}} else 1)
+            finally:
+                os._exit(2)
+        ended.append(os.waitpid(child, 0)[1])
+
+    forking(message())
+
+    assert ended == [0]
+    assert store == {}
