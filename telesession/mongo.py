@@ -187,8 +187,11 @@ class MongoStore(LeasingStore):
         if not release:
             removed = dict.fromkeys(_CONTENT, "$$REMOVE")
             return self._update(mine, removed) if changes else self.renew(names, token)
-        if not changes and self._update(mine | {"session": {"$exists": True}}, released):
-            return True
+        if not changes:
+            if self._update(mine | {"session": {"$exists": True}}, released):
+                return True
+            # A late copy of `acquire` may lease a stored session between these two commands.
+            mine |= {"session": {"$exists": False}}
         deleted = self._documents.delete_one(mine).deleted_count
         return bool(deleted) or self._released(name, token, True)
 

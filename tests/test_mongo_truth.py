@@ -372,3 +372,19 @@ def test_cure(store, case):
     error, cure = case
     assert cure in store.cure(error)
     assert bool(store.cure(error)) == bool(cure)
+
+
+def test_a_late_request_between_two_of_a_release(store):
+    """6.3 What it leases is not deleted as if it had never been stored."""
+    put({"n": 1}, store=store)
+    update = store._update
+
+    def late(where, values):
+        done = update(where, values)
+        store.acquire([NAME], "token-10000", 0, {})
+        return done
+
+    store._update = late
+    store.write([NAME], "token-10000", ())
+
+    assert store.peek(NAME) == '{"n":1}'
