@@ -52,17 +52,19 @@ def user(update: Any) -> int | None:
                 return update.from_user.id  # type: ignore[no-any-return]
     except (AttributeError, SessionUnavailable):
         pass
-    home = _sent(update, "chat")
+    home = _from_telegram(update, "chat")
     if getattr(home, "type", None) == "private" and not _elsewhere(update):
         return home.id  # type: ignore[no-any-return]
     if _is_inaccessible(update):
         return None
-    who = _sent(update, "from_user") or _sent(update, "user")
-    mask = _sent(update, "voter_chat") or _sent(update, "actor_chat")
+    who = _from_telegram(update, "from_user") or _from_telegram(update, "user")
+    mask = _from_telegram(update, "voter_chat") or _from_telegram(update, "actor_chat")
     if who is None and mask is None:
-        who = getattr(_sent(_sent(update, "boost", update), "source"), "user", None)
+        who = getattr(
+            _from_telegram(_from_telegram(update, "boost", update), "source"), "user", None
+        )
     elif home is not None and mask is None:
-        mask = home if who.id == _ANONYMOUS_ADMIN else _sent(update, "sender_chat")
+        mask = home if who.id == _ANONYMOUS_ADMIN else _from_telegram(update, "sender_chat")
         if mask is None and _bot_wrote(update, who):
             return None
     found = mask or who
@@ -82,9 +84,9 @@ def chat(update: Any) -> int | str | None:
     except (AttributeError, SessionUnavailable):
         pass
     place = _place(update)
-    home = _sent(place, "chat")
+    home = _from_telegram(place, "chat")
     if home is None:
-        return _sent(update, "user_chat_id")  # type: ignore[no-any-return]
+        return _from_telegram(update, "user_chat_id")  # type: ignore[no-any-return]
     elsewhere = _elsewhere(place)
     return f"{home.id}@{elsewhere}" if elsewhere else home.id
 
@@ -103,10 +105,10 @@ def topic(update: Any) -> int | str | None:
     place = _place(update)
     if _is_inaccessible(place):
         return where  # it has no topic, and logs a warning for each attribute that is read
-    thread = _sent(place, "message_thread_id")
-    if not _sent(place, "is_topic_message", True):
+    thread = _from_telegram(place, "message_thread_id")
+    if not _from_telegram(place, "is_topic_message", True):
         thread = None
-    direct = _sent(place, "direct_messages_topic")
+    direct = _from_telegram(place, "direct_messages_topic")
     if direct is not None:
         thread = direct.topic_id
     return where if where is None or thread is None else f"{where}:{thread}"
@@ -179,17 +181,23 @@ def written_by_bot(update: Any) -> bool:
         return False
     if _is_inaccessible(update):
         return True
-    writer = _sent(update, "from_user")
+    writer = _from_telegram(update, "from_user")
     if writer is not None:
         return _bot_wrote(update, writer)
-    return _sent(update, "chat") is not None and _sent(update, "reply_markup") is not None
+    return (
+        _from_telegram(update, "chat") is not None
+        and _from_telegram(update, "reply_markup") is not None
+    )
 
 
 def _bot_wrote(update: Any, writer: Any) -> bool:
     """Whether the update is a message by a bot: a bot's click or ban is no message."""
     if getattr(writer, "is_bot", None) is not True:
         return False
-    return _sent(update, "chat") is not None and _sent(update, "old_chat_member") is None
+    return (
+        _from_telegram(update, "chat") is not None
+        and _from_telegram(update, "old_chat_member") is None
+    )
 
 
 def _is_inaccessible(update: Any) -> bool:
@@ -199,25 +207,25 @@ def _is_inaccessible(update: Any) -> bool:
     """
     if type(update).__name__ == "InaccessibleMessage":
         return True
-    return _sent(update, "date") == 0 and _sent(update, "from_user") is None
+    return _from_telegram(update, "date") == 0 and _from_telegram(update, "from_user") is None
 
 
 def _place(update: Any) -> Any:
     """The object with the chat: the update, or the message under which a button was clicked."""
-    return _sent(update, "message") or update
+    return _from_telegram(update, "message") or update
 
 
 def _elsewhere(place: Any) -> str | None:
-    if _sent(place, "guest_query_id"):
+    if _from_telegram(place, "guest_query_id"):
         return "guest"
-    return _sent(place, "business_connection_id")  # type: ignore[no-any-return]
+    return _from_telegram(place, "business_connection_id")  # type: ignore[no-any-return]
 
 
 def _pair(who: int | None, where: int | str | None) -> str | None:
     return None if who is None or where is None else f"{who}:{where}"
 
 
-def _sent(update: Any, name: str, default: Any = None) -> Any:
+def _from_telegram(update: Any, name: str, default: Any = None) -> Any:
     """An attribute that Telegram sent, not one that telesession set; else ``default``."""
     value = getattr(update, name, default)
     return default if value is not None and isinstance(value, (dict, NoSession)) else value

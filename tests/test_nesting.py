@@ -464,3 +464,23 @@ def test_a_fork_inside_of_a_handler(store, session):
 
     assert ended == [0]
     assert store == {}
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["one store", "two stores"])
+def test_stacks_in_opposite_orders_lease_in_one_order(shared):
+    """5.3 Two processes can't wait for each other: no lock of one process would see that."""
+    asked = []
+
+    class Noting(Leasing):
+        def open(self, names, timeout, lease=None):
+            asked.extend(names)
+            return super().open(names, timeout, lease)
+
+    first = Noting()
+    second = first if shared else Noting()
+    one, two = with_session(property="one", store=first), with_session(property="two", store=second)
+
+    for stack in (lambda body: one(two(body)), lambda body: two(one(body))):
+        asked.clear()
+        stack(lambda update: None)(message())
+        assert asked == ["one:42:42", "two:42:42"]
