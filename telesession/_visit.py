@@ -685,9 +685,7 @@ class FullVisit(Visit):
     def _resume(self, session: UnopenedSession, options: Options) -> None:
         """Reopen a session that was left to the dispatch."""
         session._user = self
-        if (
-            type(session) is UnopenedSession
-        ):  # not loaded, since another session of its stack failed
+        if type(session) is UnopenedSession:  # another session of its stack failed to load
             session._options = options
             self._load(session)
             return

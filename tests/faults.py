@@ -6,8 +6,7 @@
 
 import sys
 import textwrap
-
-from tests.worker import ROOT
+from pathlib import Path
 
 STORES = {
     "memory": "``MemoryStore``",
@@ -167,7 +166,7 @@ def table() -> str:
     return "\n".join(lines[:-1]) + "\n"
 
 
-PAGE = ROOT / "tests" / "faults.rst"
+PAGE = Path(__file__).with_name("faults.rst")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import json
 import re
 import threading
 import time
+import tracemalloc
 from contextlib import contextmanager
 
 import pytest
@@ -133,6 +134,20 @@ def until(condition):
     while not condition():
         assert time.monotonic() < deadline, "it does not happen"
         time.sleep(0.005)
+
+
+def peak_of_listing(names, number):
+    """List ``session:0`` and so on, each of which comes once; the most bytes needed at one time."""
+    found = bytearray(number)
+    tracemalloc.start()
+    try:
+        for name in names:
+            found[int(name.removeprefix("session:"))] += 1
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert set(found) == {1}
+    return peak
 
 
 def run_together(*functions):

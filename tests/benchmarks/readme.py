@@ -28,7 +28,7 @@ SHOWN = [
     ("PostgreSQL", "disk", None),
 ]
 PLOT = "lost_updates.svg"
-HEAD = ["", "telesession", "kept", "its storage", "kept "]
+HEAD = ["", "telesession", "kept", "pyTelegramBotAPI", "kept "]
 
 
 def figures(results: Mapping[str, Any]) -> str:
