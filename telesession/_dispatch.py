@@ -22,43 +22,37 @@ from telesession._forks import per_process
 class Dispatch:
     """One update's way through the handlers of a bot, on one thread."""
 
-    task = None  #: as a visit has it; a dispatch belongs to no task
     over = False  #: whether nothing is left to do
-    around: Any = None  #: the next visit or dispatch outwards on the thread
-    linked = False  #: whether it is in the chain that starts at `innermost`
     filtering = False  #: whether a handler's filters are running
     left: Sequence[Any] = ()  #: visits that handlers left, with their sessions locked
     refused: Collection[Any] = ()  #: sessions that were in use, by table of locks and name
     told: Sequence[Any] = ()  #: ``busy`` callbacks that ran for those sessions
 
-    def link(self) -> None:
-        """Put this dispatch into the chain of the thread's visits."""
-        if not self.linked:
-            thread = threading.get_ident()
-            self.around = innermost.get(thread)
-            self.linked = True
-            innermost[thread] = self
+    def __init__(self, around: Any) -> None:
+        self.around = around  #: the innermost visit of the thread when the dispatch began
 
     def keep(self, visit: Any) -> None:
         """Keep a visit that a handler leaves for the next handler."""
-        unlink(threading.get_ident(), visit)
-        if not self.left or self.left[-1] is not visit:
+        if visit not in self.left:
             self.left = [*self.left, visit]
-        if not self.linked:
-            self.link()
 
-    def refuse(self, locks: Any, name: str) -> bool:
-        """Note that a session was in use; returns whether that is new."""
+    def refuse(self, locks: Any, name: str, visit: Any) -> bool:
+        """Note that a session was in use; returns whether that is new.
+
+        ``visit`` is a new one. It stays in the chain, without sessions, so that a later handler
+        finds that it isn't alone, and looks here.
+        """
         new = (locks, name) not in self.refused
         self.refused = {*self.refused, (locks, name)}
-        self.link()
+        visit.thread, visit.sessions, visit.left = threading.get_ident(), [], True
+        visit.around = innermost.get(visit.thread)
+        self.keep(visit)
+        innermost[visit.thread] = visit
         return new
 
     def offers(self, visit: Any) -> bool:
         """Whether a handler that starts now may take over that visit."""
-        if self.filtering or running.get(threading.get_ident()) is not self:
-            return False
-        return any(one is visit and one.left for one in self.left)
+        return bool(visit.left and visit in self.left and not self.filtering)
 
     def leave(self) -> None:
         """Save the changes of the visits that are left, and unlock their sessions."""
@@ -71,24 +65,22 @@ class Dispatch:
                     visit.settle()
             raise
 
-    def end(self, around: "Dispatch | None") -> None:
-        """Settle all visits and make ``around`` the running dispatch; called again on interrupt."""
+    def end(self, outer: "Dispatch | None") -> None:
+        """Settle all visits and make ``outer`` the running dispatch; called again on interrupt."""
         thread = threading.get_ident()
         try:
-            if self.linked:
-                leave_inside(thread, self)
+            if innermost.get(thread) is not self.around:
+                leave_inside(thread, self.around)
                 self.leave()
         finally:
-            if self.linked:
-                unlink(thread, self)
-            if around is None:
+            if outer is None:
                 running.pop(thread, None)
             else:
-                running[thread] = around
+                running[thread] = outer
         self.over = True
 
 
-#: By thread, its innermost visit or linked dispatch; `around` leads outwards from there.
+#: By thread, its innermost visit; `around` leads outwards from there.
 innermost: dict[int, Any] = {}
 #: By thread, the dispatch that is running.
 running: dict[int, Dispatch] = {}
@@ -102,34 +94,34 @@ def _forget(_: Any) -> None:
 per_process(Dispatch, _forget)
 
 
-def leave_inside(thread: int, entry: Any) -> None:
-    """Leave the visits inside of ``entry``, which ends: an interrupt kept them from ending.
+def leave_inside(thread: int, around: Any) -> None:
+    """Leave the visits inside of ``around``, which ends: an interrupt kept them from ending.
 
     Visits of other tasks of an event loop stay, since tasks end in any order.
     """
     inside = []
-    one = innermost.get(thread)
-    while one is not None and one is not entry:
-        inside.append(one)
-        one = one.around
-    for visit in inside if one is entry else ():
-        if visit.task is None or visit.task is current_task():
-            visit.leave()
+    visit = innermost.get(thread)
+    while visit is not None and visit is not around:
+        inside.append(visit)
+        visit = visit.around
+    for one in inside if visit is around else ():
+        if one.task is None or one.task is current_task():
+            one.leave()
 
 
-def unlink(thread: int, entry: Any) -> None:
-    """Take a visit or dispatch out of its thread's chain."""
+def unlink(thread: int, visit: Any) -> None:
+    """Take a visit out of its thread's chain."""
     inside: Any = innermost.get(thread)
-    if inside is entry:
-        if entry.around is None:
+    if inside is visit:
+        if visit.around is None:
             del innermost[thread]
         else:
-            innermost[thread] = entry.around
+            innermost[thread] = visit.around
         return
-    while inside is not None and inside.around is not entry:
+    while inside is not None and inside.around is not visit:
         inside = inside.around
     if inside is not None:
-        inside.around = entry.around
+        inside.around = visit.around
 
 
 def current_task() -> Any:
@@ -155,22 +147,22 @@ def watch() -> Callable[[], Any]:
     @functools.wraps(run)
     def dispatched(*args: Any, **kwargs: Any) -> Any:
         thread = threading.get_ident()
-        around = running.get(thread)
-        here = Dispatch()
+        outer = running.get(thread)
+        here = Dispatch(innermost.get(thread))
         try:
             try:
                 running[thread] = here
                 return run(*args, **kwargs)
             finally:
-                here.end(around)
+                here.end(outer)
         finally:
             if not here.over:
-                here.end(around)
+                here.end(outer)
 
     @functools.wraps(test)
     def tested(*args: Any, **kwargs: Any) -> Any:
         here = running.get(threading.get_ident())
-        if here is None or not here.linked:
+        if here is None or not here.left:
             return test(*args, **kwargs)
         here.filtering = True
         try:

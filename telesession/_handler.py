@@ -37,12 +37,11 @@ class Condition:
         self.functions = [
             (function, takes(function, 2) and not takes(function, 1)) for function in functions
         ]
-        self._values = [(key, *_alternatives(key, value)) for key, value in values.items()]
+        self._values = [(key, _alternatives(key, value)) for key, value in values.items()]
 
     def __call__(self, session: Any, update: Any) -> bool:
-        for key, several, value in self._values:
-            found = session.get(key)
-            if not (any(found == one for one in value) if several else found == value):
+        for key, alternatives in self._values:
+            if session.get(key) not in alternatives:
                 return False
         for function, both in self.functions:
             if not (function(session, update) if both else function(session)):
@@ -50,11 +49,10 @@ class Condition:
         return True
 
 
-def _alternatives(key: str, value: Any) -> tuple[bool, Any]:
-    """Whether ``value`` is a set of alternatives, and the value or the alternatives."""
-    if isinstance(value, (set, frozenset)):
-        return True, [_named(key, one) for one in value]
-    return False, _named(key, value)
+def _alternatives(key: str, value: Any) -> list[Any]:
+    """The values that fulfil a condition: those of a set, or ``value`` itself."""
+    several = isinstance(value, (set, frozenset))
+    return [_named(key, one) for one in (value if several else [value])]
 
 
 def _named(key: str, value: Any) -> Any:
@@ -112,7 +110,7 @@ class Stack:
         for options in self.options:
             if busy.property == options.property:
                 name = f"{options.prefix}{busy.key}"
-                if dispatch is not None and not dispatch.refuse(options.locks, name):
+                if dispatch is not None and not dispatch.refuse(options.locks, name, Visit()):
                     break  # an earlier handler of this update has been refused it
                 if dispatch is not None and options.busy in dispatch.told:
                     break  # the same callback has run for another session of this update

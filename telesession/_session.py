@@ -16,13 +16,14 @@ class UnopenedSession(dict[str, Any]):
     """A session that is not open yet: a dict, with slots for what telesession knows of it."""
 
     _plain = dict  #: the type that codecs take it for
-    __slots__ = ("_before", "_form", "_guests", "_name", "_options", "_stored", "_user")
+    __slots__ = ("_before", "_form", "_guests", "_name", "_options", "_pending", "_stored", "_user")
     _options: Any  #: the options of its declaration
     _name: str  #: its name in the store
     _user: Any  #: the innermost visit that uses it, or `None`
     _stored: Payload | None  #: its payload in the store
     _before: Payload | None  #: the payload of its unchanged content
     _form: bytes | None  #: the `codecs.form` of what ``_stored`` decodes to, where it is known
+    _pending: Payload | None  #: what parts changed of it while no handler had it, if they did
     _guests: dict[int, Any]  #: updates that show a value in its place, by `id`
 
     def _started(self) -> dict[Any, Any]:

@@ -15,11 +15,10 @@ what is left to do, and is called again where it was interrupted itself.
 
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
-from telesession._dispatch import Dispatch, current_task, innermost, leave_inside, running, unlink
+from telesession._dispatch import current_task, innermost, leave_inside, running, unlink
 from telesession._locks import Locks
 from telesession._options import Options
 from telesession._savepoint import Savepoint
@@ -55,12 +54,10 @@ class Visit:
     again = False  #: whether `leave` was interrupted
     left = False  #: whether it is left to the dispatch, with its sessions locked
     task: Any = None  #: the task of an event loop that runs the block
-    around: Any = None  #: the next visit or dispatch outwards on the thread
-    parent: "Visit | None" = None  #: the next visit outwards of the same task, or of none
+    around: "Visit | None" = None  #: the next visit outwards on the thread
+    parent: "Visit | None" = None  #: the next one whose handler or block runs, of the same task
     root: "Visit | None" = None  #: the visit that saves for it; `None` if it saves by itself
     own: Sequence[UnopenedSession] | None = None  #: the sessions that it opened or joined itself
-    #: what parts changed while it was left to the dispatch: payloads by the session's `id`
-    pending: Mapping[int, Payload] = MappingProxyType({})
     shares: Sequence[Share] = ()  #: one for each store; replaces `store` and `lease`
     joined: "Sequence[_Join]" = ()
     absent: Sequence[tuple[str, NoSession]] = ()
@@ -109,9 +106,9 @@ class Visit:
         except Exception as error:
             failed("load", store, names, error)
         self.store = store
-        for session, stored in zip(sessions, payloads):
+        for number, session in enumerate(sessions):
             options = session._options
-            session._stored = session._before = stored
+            session._stored = session._before = stored = payloads[number]
             if stored is None or options.upgrade is not None:
                 session._fill()
             else:
@@ -137,11 +134,10 @@ class Visit:
         changes: list[Change] = []
         replaced: list[tuple[UnopenedSession, dict[str, Any]]] = []
         for session in self.sessions:
-            options = session._options
-            shown = getattr(update, options.property, None)
-            data = dict(session) if shown is session else _put(session, shown, replaced)
             _become(session, ClosedSession)
-            before, stored = session._before, session._stored
+            options, before, stored = session._options, session._before, session._stored
+            shown = getattr(update, options.property, None)
+            data = {**session} if shown is session else _put(session, shown, replaced)
             if data or stored is not None:
                 try:
                     if options.form is None:
@@ -180,10 +176,7 @@ class Visit:
                 locks.grant(name, self)
             session._user = None
         if innermost.get(thread) is self:
-            if self.around is None:
-                del innermost[thread]
-            else:
-                innermost[thread] = self.around
+            del innermost[thread]
         self.thread = 0
 
     # The rest is rare: waiting, and visits inside of other visits.
@@ -268,7 +261,7 @@ class Visit:
         found: list[tuple[UnopenedSession, Change]] = []
         for session in () if self.saving else self.sessions:
             stored, ttl = getattr(session, "_stored", None), session._options.ttl
-            pending = self.pending.get(id(session))
+            pending = _pending(session)
             if pending is not None:
                 payload = pending if session._options.codec.loads(pending) else None
                 found.append((session, (session._name, payload, ttl)))
@@ -289,7 +282,7 @@ class Visit:
             _become(session, ClosedSession)
             session._user = None
             if asked:
-                session._reload(self.pending.get(id(session)))
+                session._reload(_pending(session))
         dispatch.keep(self)
         self.left = True
 
@@ -298,7 +291,7 @@ class Visit:
         self.left = False
         try:
             try:
-                if self.pending and self.thread and not self.saving:
+                if self.thread and not self.saving and any(map(_pending, self.sessions)):
                     self.save()
             finally:
                 self.leave()
@@ -332,10 +325,8 @@ class Visit:
         for session in self.sessions:
             session._user = self
             self._show(session)
-        self.around = innermost.get(self.thread)
         self.touch = True
         self.left = False
-        innermost[self.thread] = self
 
     def _show(self, session: UnopenedSession) -> None:
         """Show a session on the update, and make it an open `Session`."""
@@ -490,7 +481,7 @@ class FullVisit(Visit):
         if self.shares or self.store is not None:
             other.shares = [*other._to_shares(), *self._to_shares()]
             other.store = other.store or self.store
-        other.pending = {**other.pending, **self.pending}
+        unlink(self.thread, self)
         self.left = False
         self.saved = True
         self.thread = 0
@@ -541,14 +532,10 @@ class FullVisit(Visit):
     def _enter(self, wanted: Sequence[tuple[Options, str | None]], timeout: float) -> None:
         """Join the sessions that the thread has open, and open the others."""
         thread = self.thread
-        self.around = around = innermost.get(thread)
-        dispatch, parent = None, around
-        while isinstance(parent, Dispatch) or (
-            parent and parent.task not in (None, current_task())
-        ):
-            if isinstance(parent, Dispatch) and self.update is not None:
-                dispatch = dispatch or parent
-            parent = parent.around
+        parent = _active(innermost.get(thread))
+        dispatch = running.get(thread)
+        if dispatch is not None and (self.update is None or _active(dispatch.around) is not parent):
+            dispatch = None  # this is a block, or inside of one or of a handler
         if parent is not None:
             self.parent = parent
             parent.__class__ = FullVisit
@@ -611,6 +598,7 @@ class FullVisit(Visit):
         for session in joins:
             self._join(session)
         if own:
+            self.around = innermost.get(thread)
             innermost[thread] = self
 
     def _check_joins(self, holder: "Visit", session: UnopenedSession | None) -> None:
@@ -625,8 +613,8 @@ class FullVisit(Visit):
                     "while this one waited for it. Have no `await` inside of the block, or open "
                     "it in a thread: `await asyncio.to_thread(...)`.",
                 )
-        entry = self.around
-        while entry is not None and entry is not holder and not holder.left:
+        entry = innermost.get(self.thread)
+        while entry is not None and entry is not holder:
             entry = entry.around
         if entry is None or session is None:
             self._refuse_join(
@@ -691,7 +679,7 @@ class FullVisit(Visit):
             return
         if session._options is not options:
             session._options = options
-            session._reload(self.pending.get(id(session)))
+            session._reload(_pending(session))
         self._show(session)
 
     def _hand_back(self) -> None:
@@ -745,7 +733,8 @@ class FullVisit(Visit):
         holder = session._options.locks.holder(session._name)
         if holder.left:
             payload = session._options.encoded(session._name, dict(session), session._before)
-            _note_pending(session, holder, None if payload is session._before else payload)
+            session._pending = None if payload is session._before else payload
+            holder.__class__ = FullVisit
 
     def _content(
         self, session: UnopenedSession, replaced: list[tuple[UnopenedSession, dict[str, Any]]]
@@ -767,18 +756,28 @@ class FullVisit(Visit):
 
 def _left_for(thread: int, stack: Sequence[Options], update: Any) -> Visit | None:
     """The visit that a handler under `when` left, if it has exactly the sessions of ``stack``."""
-    dispatch = innermost.get(thread)
-    if type(dispatch) is not Dispatch or dispatch.filtering or dispatch is not running.get(thread):
+    visit, dispatch = innermost.get(thread), running.get(thread)
+    if visit is None or dispatch is None or not dispatch.offers(visit):
         return None
-    visit: Visit = dispatch.left[-1] if dispatch.left else Visit()
-    if visit.update is not update or not visit.left or len(visit.sessions) != len(stack):
+    if visit.update is not update or len(visit.sessions) != len(stack):
         return None
     for session, options in zip(visit.sessions, stack):
         if session._options is not options or options.name(update) != session._name:
             return None
         if type(session) is not ClosedSession:
             return None
+    return visit  # type: ignore[no-any-return]
+
+
+def _active(visit: Any) -> Any:
+    """The first visit from here outwards whose handler or block runs, in this task or in none."""
+    while visit is not None and (visit.left or visit.task not in (None, current_task())):
+        visit = visit.around
     return visit
+
+
+def _pending(session: UnopenedSession) -> Payload | None:
+    return getattr(session, "_pending", None)
 
 
 class _Join:
@@ -801,8 +800,7 @@ class _Before:
         self.session = session
         self._user = user
         self.added = added
-        self._holder = session._options.locks.holder(session._name)
-        self._pending = self._holder.pending.get(id(session))
+        self._pending = _pending(session)
         if added:
             return
         self._kind = type(session)
@@ -827,13 +825,13 @@ class _Before:
                     session._reload()
             else:
                 dict.clear(session)
-            _note_pending(session, self._holder, None)
+            _set(session, "_pending", None)
             return
         for content in self._content:
             content.restore()
         _set(session, "_user", self._user)
         _become(session, self._kind)
-        _note_pending(session, self._holder, self._pending)
+        _set(session, "_pending", self._pending)
         property = session._options.property
         for update, value in self._shown:
             if getattr(update, property, None) is not value:
@@ -870,14 +868,6 @@ def _dismiss(session: UnopenedSession) -> None:
     guests = getattr(session, "_guests", None)
     while guests:
         setattr(guests.popitem()[1], session._options.property, session)
-
-
-def _note_pending(session: UnopenedSession, holder: Any, payload: Payload | None) -> None:
-    """Set what a left visit saves of a session; `None` means that it saves no change."""
-    if payload is not None or id(session) in holder.pending:
-        holder.__class__ = FullVisit
-        others = {one: what for one, what in holder.pending.items() if one != id(session)}
-        holder.pending = others if payload is None else {**others, id(session): payload}
 
 
 def _put(
