@@ -11,12 +11,14 @@ from telesession._checks import kind
 from telesession.errors import SessionClosed, SessionDataError, SessionError, SessionUnavailable
 from telesession.stores import Payload
 
+_SHARED = ("_guests", "_instead", "_pending", "_updates")  # slots for sessions of several visits
+
 
 class UnopenedSession(dict[str, Any]):
     """A session that is not open yet: a dict, with slots for what telesession knows of it."""
 
     _plain = dict  #: the type that codecs take it for
-    __slots__ = ("_before", "_form", "_guests", "_name", "_options", "_pending", "_stored", "_user")
+    __slots__ = ("_before", "_form", "_name", "_options", "_stored", "_user", *_SHARED)
     _options: Any  #: the options of its declaration
     _name: str  #: its name in the store
     _user: Any  #: the innermost visit that uses it, or `None`
@@ -24,7 +26,9 @@ class UnopenedSession(dict[str, Any]):
     _before: Payload | None  #: the payload of its unchanged content
     _form: bytes | None  #: the `codecs.form` of what ``_stored`` decodes to, where it is known
     _pending: Payload | None  #: what parts changed of it while no handler had it, if they did
-    _guests: dict[int, Any]  #: updates that show a value in its place, by `id`
+    _updates: list[Any]  #: the updates of the visits that use it
+    _instead: Any  #: what they show in its place, where a handler has replaced it
+    _guests: dict[int, Any]  #: other updates that show that value, by `id`
 
     def _started(self) -> dict[Any, Any]:
         """The data of a new session; decoded, so that two sessions share no part of it."""

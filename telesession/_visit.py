@@ -15,8 +15,8 @@ what is left to do, and is called again where it was interrupted itself.
 
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NoReturn
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, NoReturn
 
 from telesession._dispatch import current_task, innermost, leave_inside, running, unlink
 from telesession._locks import Locks
@@ -132,12 +132,11 @@ class Visit:
         """Save what the handler changed: all of it, or nothing and raise."""
         update = self.update
         changes: list[Change] = []
-        replaced: list[tuple[UnopenedSession, dict[str, Any]]] = []
         for session in self.sessions:
             _become(session, ClosedSession)
             options, before, stored = session._options, session._before, session._stored
             shown = getattr(update, options.property, None)
-            data = {**session} if shown is session else _put(session, shown, replaced)
+            data = {**session} if shown is session else _settled(session, shown)
             if data or stored is not None:
                 try:
                     if options.form is None:
@@ -150,8 +149,6 @@ class Visit:
                     changes.append((session._name, payload if data else None, options.ttl))
                 elif stored is not None and options.ttl is not None:
                     changes.append((session._name, stored, options.ttl))
-        if replaced:
-            self._show_replaced(replaced)
         store = self.store
         if store is not None:
             self.saving = True
@@ -213,10 +210,6 @@ class Visit:
     def _names(self) -> list[str]:
         return [session._name for session in self.sessions]
 
-    def _show_replaced(self, replaced: Sequence[tuple[UnopenedSession, dict[str, Any]]]) -> None:
-        for session, data in replaced:
-            self._show_closed(session, data)
-
     def _give_up(self) -> None:
         """Save nothing. A second interrupt, when `leave` runs again, still unlocks everything."""
         again, self.again = self.again, True
@@ -229,12 +222,6 @@ class Visit:
             self.leave()
             raise
 
-    def _show_closed(self, session: UnopenedSession, data: dict[str, Any]) -> None:
-        """Fill a closed session with the dict that replaced it, and show it on the update."""
-        dict.clear(session)
-        dict.update(session, data)
-        setattr(self.update, session._options.property, session)
-
     def _abandon(self) -> None:
         """Close the sessions without saving, and release the leases."""
         self._close_unsaved()
@@ -244,17 +231,14 @@ class Visit:
             commit_or_log(store, self.lease, changes, self._names())
 
     def _close_unsaved(self) -> None:
-        update = self.update
         for session in self.sessions:
             loaded = type(session) is not UnopenedSession
             _become(session, ClosedSession)
-            if not loaded or session._user is not self or update is None:
-                continue
-            shown = getattr(update, session._options.property, None)
-            if shown is not session and not isinstance(shown, UnopenedSession):
-                self._show_closed(session, dict(shown if isinstance(shown, dict) else session))
-        for session in self.sessions:
-            _dismiss(session)
+            if loaded:
+                value = _value(session)
+                if isinstance(value, dict):
+                    _settled(session, value)
+                _show(session, session)
 
     def _unsaved(self) -> list[tuple[UnopenedSession, Change]]:
         """The changes to store although the handler failed: those of parts, and a new ttl."""
@@ -356,6 +340,7 @@ class FullVisit(Visit):
 
     def _load(self, session: UnopenedSession) -> None:
         """Fill a session from its stored data, and show it on the update."""
+        session._updates = [] if self.update is None else [self.update]
         session._before = None if self.blank else session._stored
         if not self.blank:
             session._fill()
@@ -372,12 +357,11 @@ class FullVisit(Visit):
             self.saved = True
             return
         changes: list[tuple[UnopenedSession, Change]] = []
-        replaced: list[tuple[UnopenedSession, dict[str, Any]]] = []
         for session in self.sessions:
-            options = session._options
-            data = self._content(session, replaced)
-            if data is None:
+            if type(session) is UnopenedSession:  # it was never loaded
                 continue
+            options = session._options
+            data = _settled(session, _value(session))
             _become(session, ClosedSession)
             before, stored = session._before, session._stored
             if data or stored is not None:
@@ -387,9 +371,6 @@ class FullVisit(Visit):
                     changes.append((session, change))
                 elif stored is not None and options.ttl is not None:
                     changes.append((session, (session._name, stored, options.ttl)))
-        self._show_replaced(replaced)
-        for session in self.sessions:
-            _dismiss(session)
         self.saving = True
         self._to_shares()
         commit_all(self.shares, self._by_share(changes))
@@ -404,7 +385,9 @@ class FullVisit(Visit):
                 setattr(self.update, property, absent)
         unlink(self.thread, self)
         super().leave()
-        self.own = self.before = None  # breaks reference cycles
+        for session in self.sessions:
+            _set(session, "_updates", [])  # this and the next lines break reference cycles
+        self.own = self.before = None
         self.joined = ()
 
     def _abandon(self) -> None:
@@ -414,8 +397,6 @@ class FullVisit(Visit):
             self._leave_leased(self.root)
         for before in (self.before or {}).values():
             before.restore()
-        if self.update is not None:
-            self._leave_showing_as_before()
         if self.root is not None or not self.shares:
             super()._abandon()
             return
@@ -438,24 +419,6 @@ class FullVisit(Visit):
                 if share.store is session._options.store and session._name in share.found:
                     mine.append(change)
         return sorted_out
-
-    def _leave_showing(self, session: UnopenedSession, value: Any) -> None:
-        """Show on this visit's update what the outer update shows, until the outer visit ends."""
-        update = self.update
-        setattr(update, session._options.property, value)
-        if value is not session:
-            session._guests = getattr(session, "_guests", {})
-            session._guests[id(update)] = update
-
-    def _leave_showing_as_before(self) -> None:
-        for join in self.joined:
-            if not any(one.update is self.update for one in _users(join.user, join.session)):
-                self._leave_showing(join.session, join.was)
-        for session in self.own or ():
-            before = (self.before or {}).get(id(session))
-            if before is not None and before.added and type(session) is not UnopenedSession:
-                setattr(self.update, session._options.property, session)
-                _dismiss(session)
 
     def _leave_leased(self, carrier: "Visit") -> None:
         """Hand over the sessions that ``carrier`` leased; called again after an interrupt."""
@@ -524,10 +487,12 @@ class FullVisit(Visit):
         self.task = current_task()
         wanted: list[tuple[Options, str | None]] = [(options, name) for name in sorted(names)]
         self._enter(wanted, options.lock_timeout)
-        return [_value(self, self._found(name)) for name in names]
+        found = {session._name: self._given(session) for session in self.own or ()}
+        return [found[name] for name in names]
 
-    def _found(self, name: str) -> UnopenedSession:
-        return next(one for one in self.own or () if one._name == name)
+    def _given(self, session: UnopenedSession) -> dict[str, Any]:
+        """What this block or handler got for a session when it opened or joined it."""
+        return next((join.value for join in self.joined if join.session is session), session)
 
     def _enter(self, wanted: Sequence[tuple[Options, str | None]], timeout: float) -> None:
         """Join the sessions that the thread has open, and open the others."""
@@ -589,10 +554,11 @@ class FullVisit(Visit):
         self.before = self._note_before(joins)
         self.own = own = [*added, *joins, *(session for _, _, session in taken)]
         if self.root is not None:
-            for session in added:
-                self.before[id(session)] = _Before(session, None, added=True)
+            self.before |= {id(session): _Before(session, added=True) for session in added}
         for session in added:
             self._load(session)
+            if self.root is not None:
+                self.joined = [*self.joined, _Join(session, None, [], session)]
         for _, options, session in taken:
             self._resume(session, options)
         for session in joins:
@@ -635,21 +601,19 @@ class FullVisit(Visit):
                 visit.own = list(visit.sessions)
             for session in visit.own:
                 if session._user is not None and id(session) not in before:
-                    before[id(session)] = _Before(session, session._user)
+                    before[id(session)] = _Before(session)
             visit = visit.parent
         for session in joins:
             if id(session) not in before:
-                before[id(session)] = _Before(
-                    session, session._user, type(session) is UnopenedSession
-                )
+                before[id(session)] = _Before(session, type(session) is UnopenedSession)
         return before
 
     def _join(self, session: UnopenedSession) -> None:
-        """Join an open session: show it on this update as its current user shows it."""
-        user, options = session._user, session._options
+        """Join an open session: show it on this update as its other updates show it."""
+        update, property = self.update, session._options.property
         if type(session) is UnopenedSession:  # the visit that locked it failed to load it
             self._load(session)
-        was = value = _value(user, session)
+        user, value = session._user, _value(session)
         if type(session) is ClosedSession:
             _become(session, Session)
         fresh = value is None or (user is None and not session)  # it was removed before
@@ -659,15 +623,14 @@ class FullVisit(Visit):
             value = session
         elif not isinstance(value, dict):
             session._replacement(value)  # always raises here
-        join = _Join(session, user, was, value, fresh)
-        update = self.update
-        if update is not None and getattr(update, options.property, None) is not value:
-            shown = getattr(update, options.property, None)
-            copied = value is not session and type(shown) is type(value) and shown == value
-            if not copied and not any(one.update is update for one in _users(user, session)):
-                check_free(update, options.property, session)
-            setattr(update, options.property, value)
-        self.joined = [*self.joined, join]
+        updates = _updates(session)
+        if update is not None and not any(one is update for one in updates):
+            shown = getattr(update, property, None)
+            if value is session or type(shown) is not type(value) or shown != value:
+                check_free(update, property, session)  # else the update was copied with its dict
+            _set(session, "_updates", [*updates, update])
+        self.joined = [*self.joined, _Join(session, user, updates, value, fresh)]
+        _show(session, value)
         _set(session, "_user", self)
 
     def _resume(self, session: UnopenedSession, options: Options) -> None:
@@ -680,22 +643,14 @@ class FullVisit(Visit):
         if session._options is not options:
             session._options = options
             session._reload(_pending(session))
+        if not any(one is self.update for one in _updates(session)):
+            session._updates = [*_updates(session), self.update]
         self._show(session)
 
     def _hand_back(self) -> None:
         """Give the sessions that this part joined or added to the visits around it."""
-        update = self.update
         for join in reversed(self.joined):
             self._hand_back_one(join)
-        joined = {id(join.session) for join in self.joined}
-        for session in self.own or () if self.root is not None else ():
-            if id(session) not in joined:
-                shown = getattr(update, session._options.property, None)
-                if update is not None and shown is not session:
-                    _refill(session, session._replacement(shown))
-                    setattr(update, session._options.property, session)
-                _dismiss(session)
-                self._put_down(session)
         parent = self.parent
         if parent is not None and self.before:
             if parent.before is None:
@@ -706,46 +661,30 @@ class FullVisit(Visit):
                     parent.before.setdefault(key, before)
 
     def _hand_back_one(self, join: "_Join") -> None:
-        session, user, update = join.session, join.user, self.update
-        property = session._options.property
-        shown = _value(self, session)
-        if join.fresh and shown is session and dict(session) == session._started():
+        session, user = join.session, join.user
+        value = _value(session)
+        if join.fresh and value is session and dict(session) == session._started():
             session.clear()  # unchanged since it began anew, so it stays removed
-            shown = None
-        around = next((one.update for one in _users(user, session) if one.update is not None), None)
-        in_place = user is None or (user.update is None and join.was is not None)
-        if not in_place:
-            if getattr(around, property, None) is not shown:
-                setattr(around, property, shown)
-        elif shown is not join.was:  # an `open` block keeps the dict that it got
-            _refill(join.was, session._replacement(shown))
-            shown = join.was
-        if update is not None and (in_place or update is not around):
-            self._leave_showing(session, shown)
+            value = None
+        if user is None or user.update is None:  # an `open` block keeps the dict that it got
+            kept = session if user is None else user._given(session)
+            if value is not kept:
+                _refill(kept, session._replacement(value))
+            value = kept
+        _show(session, value)
+        _show_only(session, join.updates)
         _set(session, "_user", user)
         if user is None:
             self._put_down(session)
 
     def _put_down(self, session: UnopenedSession) -> None:
         """Close a session that no visit uses until the root saves it or another part joins it."""
-        _set(session, "_user", None)
         _become(session, ClosedSession)
         holder = session._options.locks.holder(session._name)
         if holder.left:
             payload = session._options.encoded(session._name, dict(session), session._before)
             session._pending = None if payload is session._before else payload
             holder.__class__ = FullVisit
-
-    def _content(
-        self, session: UnopenedSession, replaced: list[tuple[UnopenedSession, dict[str, Any]]]
-    ) -> dict[str, Any] | None:
-        """The content to save of a session; `None` if it was never loaded."""
-        if type(session) is UnopenedSession:
-            return None
-        if session._user is not self or self.update is None:
-            return dict(session)
-        shown = getattr(self.update, session._options.property, None)
-        return dict(session) if shown is session else _put(session, shown, replaced)
 
     def _check_absent(self) -> None:
         for property, absent in self.absent:
@@ -780,102 +719,106 @@ def _pending(session: UnopenedSession) -> Payload | None:
     return getattr(session, "_pending", None)
 
 
-class _Join:
-    """How a visit uses a session that another visit has open."""
+class _Join(NamedTuple):
+    """How a part uses a session that a visit around it saves."""
 
-    def __init__(
-        self, session: UnopenedSession, user: Any, was: Any, value: dict[str, Any], fresh: bool
-    ) -> None:
-        self.session = session
-        self.user = user  #: the visit that used it before
-        self.was = was  #: what ``user`` showed: the session, a dict in its place, or `None`
-        self.value = value  #: what the joining visit shows
-        self.fresh = fresh  #: whether the session begins anew after a removal
+    session: UnopenedSession
+    user: Any  #: the visit that used it before, or `None`
+    updates: list[Any]  #: the updates that showed it before
+    value: dict[str, Any]  #: what the part got: the session, or a dict in its place
+    fresh: bool = False  #: whether the session begins anew after a removal
 
 
 class _Before:
     """A session's state before a part that may fail; ``added`` means that the part opened it."""
 
-    def __init__(self, session: UnopenedSession, user: Any, added: bool = False) -> None:
+    def __init__(self, session: UnopenedSession, added: bool = False) -> None:
         self.session = session
-        self._user = user
         self.added = added
         self._pending = _pending(session)
         if added:
             return
+        self._user = session._user
         self._kind = type(session)
-        self._value = _value(user, session)
+        self._updates = _updates(session)
+        self._value = _value(session)
         self._content = [Savepoint(session)]
         if isinstance(self._value, dict) and self._value is not session:
             self._content.append(Savepoint(self._value))
-        updates = [one.update for one in _users(user, session) if one.update is not None]
-        property = session._options.property
-        self._shown = [(update, getattr(update, property, None)) for update in updates]
 
     def restore(self) -> None:
         session = self.session
+        _set(session, "_pending", self._pending)
         if self.added:
             _set(session, "_user", None)
-            if type(session) is not UnopenedSession:
-                _become(session, ClosedSession)
-                if session._before is None and session._stored is not None:
-                    session.__class__ = UnopenedSession  # a `remove` emptied it without decoding it
-                    dict.clear(session)
-                else:
-                    session._reload()
-            else:
+            if type(session) is UnopenedSession:
                 dict.clear(session)
-            _set(session, "_pending", None)
+                return
+            _become(session, ClosedSession)
+            _show(session, session)
+            if session._before is None and session._stored is not None:
+                session.__class__ = UnopenedSession  # a `remove` emptied it without decoding it
+                dict.clear(session)
+            else:
+                session._reload()
             return
         for content in self._content:
             content.restore()
         _set(session, "_user", self._user)
         _become(session, self._kind)
-        _set(session, "_pending", self._pending)
-        property = session._options.property
-        for update, value in self._shown:
-            if getattr(update, property, None) is not value:
-                setattr(update, property, value)
+        _show(session, self._value)
+        _show_only(session, self._updates)
 
 
-def _join_of(user: Any, session: UnopenedSession) -> "_Join | None":
-    return next((join for join in user.joined if join.session is session), None)
+def _updates(session: UnopenedSession) -> list[Any]:
+    """The updates that show a session, or what a handler put in its place."""
+    found: list[Any] | None = getattr(session, "_updates", None)
+    if found is None:
+        holder = session._options.locks.holder(session._name)
+        found = [] if holder is None or holder.update is None else [holder.update]
+    return found
 
 
-def _users(user: Any, session: UnopenedSession) -> Iterator[Any]:
-    """The nested visits that use a session, the innermost first."""
-    while user is not None:
-        yield user
-        join = _join_of(user, session)
-        user = None if join is None else join.user
+def _value(session: UnopenedSession) -> Any:
+    """The session or, if a handler put another value in its place on an update, that value."""
+    value, property = getattr(session, "_instead", _MISSING), session._options.property
+    value = session if value is _MISSING else value
+    shown = (getattr(update, property, None) for update in _updates(session))
+    return next((one for one in shown if one is not value), value)
 
 
-def _value(user: Any, session: UnopenedSession) -> Any:
-    """What a visit shows for a session: the session itself, or the value that replaced it."""
-    if user is None:
-        return session
-    if user.update is not None:
-        return getattr(user.update, session._options.property, None)
-    join = _join_of(user, session)
-    if join is None:
-        return session
-    around = _value(join.user, session)
-    return join.value if around is join.was else around
-
-
-def _dismiss(session: UnopenedSession) -> None:
-    """Show the session again on every update that shows a value in its place."""
-    guests = getattr(session, "_guests", None)
+def _show(session: UnopenedSession, value: Any) -> None:
+    """Show a value in a session's place, or the session itself, on all its updates."""
+    property = session._options.property
+    _set(session, "_instead", _MISSING if value is session else value)
+    for update in _updates(session):
+        if getattr(update, property, None) is not value:
+            setattr(update, property, value)
+    guests = getattr(session, "_guests", None) if value is session else None
     while guests:
-        setattr(guests.popitem()[1], session._options.property, session)
+        setattr(guests.popitem()[1], property, session)
 
 
-def _put(
-    session: UnopenedSession, shown: Any, replaced: list[tuple[UnopenedSession, dict[str, Any]]]
-) -> dict[str, Any]:
-    """The content of the dict that replaced a session; notes the replacement in ``replaced``."""
-    data = session._replacement(shown)
-    replaced.append((session, data))
+def _show_only(session: UnopenedSession, updates: list[Any]) -> None:
+    """Show it on these updates from now on; others keep what they show until that is saved."""
+    if session._instead is not _MISSING:
+        guests = {id(one): one for one in _updates(session)}
+        for update in updates:
+            guests.pop(id(update), None)
+        if guests:
+            _set(session, "_guests", getattr(session, "_guests", {}))
+            session._guests.update(guests)
+    _set(session, "_updates", updates)
+
+
+def _settled(session: UnopenedSession, value: Any) -> dict[str, Any]:
+    """The content of a session that is to be saved; its updates show the session itself again."""
+    if value is session:
+        data = {**session}
+    else:
+        data = session._replacement(value)
+        _refill(session, data)
+    _show(session, session)
     return data
 
 
@@ -894,5 +837,5 @@ def in_use(options: Options, name: str) -> dict[str, Any] | None:
     session = holder.find(options.locks, name)
     if session is None or type(session) is UnopenedSession:
         return None
-    value = _value(session._user, session)
+    value = _value(session)
     return dict(value) if isinstance(value, dict) else {}

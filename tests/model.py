@@ -35,9 +35,24 @@ class Cell:
         self.read = False  # in contrast to one that is to be removed, whatever it is
         self.start = None
         self.data = {}
-        self.user = None  # the innermost frame that works on it
+        self.value = self.data  # what its views show: its data, or what was put in their place
+        self.views = []  # of the frames that work on it
+        self.user = None  # the innermost of these frames
+
+    @property
+    def now(self):
+        """Its value or, if a program put another one in its place since, that one."""
+        shown = (view.shown.get(self.property) for view in self.views)
+        return next((one for one in shown if one is not self.value), self.value)
+
+    def show(self, value):
+        self.value = value
+        for view in self.views:
+            view.shown[self.property] = value
 
     def reset(self):
+        self.show(self.data)
+        self.views = []
         self.data.clear()
         if self.loaded and not self.read and self.stored is None:
             self.read, self.start = True, INITIAL[self.property]()
@@ -69,50 +84,21 @@ class Frame:
     def __init__(self, view, root):
         self.view = view  # None in a block
         self.root = root or self
-        self.blocks = {}  # by name, what a block shows
+        self.blocks = {}  # by name, what a block got
         self.own = []
         self.joins = []
         self.stores = []
         self.saving = False
 
-    def value(self, cell):
-        """What it shows; a block has what was put in the place of its dict around it."""
-        if self.view is not None:
-            return self.view.shown.get(cell.property)
-        for joined, user, was, *_ in self.joins:
-            if joined is cell and value(user, cell) is not was:
-                return value(user, cell)
-        return self.blocks[cell.name]
-
-    def keeper(self, cell):
-        """The frame whose update has the session; `None` if it is kept in place."""
-        if self.view is not None:
-            return self
-        for joined, user, was, *_ in self.joins:
-            if joined is cell and value(user, cell) is not was:
-                return user.keeper(cell)
-        return None
-
-    def show(self, cell, value):
-        if self.view is None:
-            self.blocks[cell.name] = value
-        else:
-            self.view.shown[cell.property] = value
-
-
-def value(user, cell):
-    return cell.data if user is None else user.value(cell)
-
 
 class Saved:
     """How a cell is, to be put back in place."""
 
-    def __init__(self, cell, views):
+    def __init__(self, cell):
         self.cell = cell
         self.loaded, self.user, self.read = cell.loaded, cell.user, cell.read
         self.start = cell.start
-        self.value = value(cell.user, cell)
-        self.shown = [(view, view.shown.get(cell.property)) for view in views]
+        self.value, self.views = cell.now, cell.views
         containers = {id(one): one for each in (cell.data, self.value) for one in parts(each)}
         self.contents = []
         for one in containers.values():
@@ -126,8 +112,8 @@ class Saved:
             (one.extend if isinstance(one, list) else one.update)(content)
         self.cell.loaded, self.cell.user, self.cell.read = self.loaded, self.user, self.read
         self.cell.start = self.start
-        for view, shown in self.shown:
-            view.shown[self.cell.property] = shown
+        self.cell.show(self.value)
+        self.cell.views = self.views
 
 
 class Model:
@@ -182,7 +168,7 @@ class Model:
     def peek(self, property, who):
         cell = self.cells.get(name(property, *who))
         if cell is not None and cell.loaded:
-            shown = value(cell.user, cell)
+            shown = cell.now
             return (dict(shown) if isinstance(shown, dict) else {}) or None
         stored = self.load(name(property, *who))
         return None if stored is None else self.upgraded(property, stored)
@@ -204,8 +190,7 @@ class Model:
         if around is None:
             self.all_cells = []
         frame = Frame(view, None if around is None or apart else around.root)
-        views = [one.view for one in self.frames if one.view is not None]
-        before = {cell: Saved(cell, views) for cell in self.cells.values()}
+        before = {cell: Saved(cell) for cell in self.cells.values()}
         self.frames.append(frame)
         try:
             self.enter(frame, wanted, blank, first=around is None and view is not None)
@@ -237,14 +222,16 @@ class Model:
         for cell in added:
             cell.known = True
             self.fill(cell, blank)
-            frame.show(cell, cell.data)
+            cell.views = [] if frame.view is None else [frame.view]
+            cell.show(cell.data)
+            frame.blocks[cell.name] = cell.data
             cell.user = frame
             frame.own.append(cell)
         for cell in joins:
             if not cell.loaded:
                 self.fill(cell, blank)
-            user = cell.user
-            was = shown = value(user, cell)
+            user, views = cell.user, cell.views
+            shown = cell.now
             fresh = shown is None or (user is None and not cell.data)
             if fresh:
                 cell.data.clear()
@@ -252,9 +239,11 @@ class Model:
                 shown = cell.data
             elif not isinstance(shown, dict):
                 raise SessionDataError
-            keeper = None if user is None else user.keeper(cell)
-            frame.joins.append((cell, user, was, fresh, keeper))
-            frame.show(cell, shown)
+            frame.joins.append((cell, user, views, fresh))
+            if frame.view is not None and frame.view not in views:
+                cell.views = [*views, frame.view]
+            cell.show(shown)
+            frame.blocks[cell.name] = shown
             cell.user = frame
 
     def fill(self, cell, blank):
@@ -277,25 +266,25 @@ class Model:
         return data
 
     def finish(self, frame):
-        for cell, user, was, fresh, keeper in reversed(frame.joins):
-            shown = frame.value(cell)
+        for cell, user, views, fresh in reversed(frame.joins):
+            shown = cell.now
             if fresh and shown is cell.data and shown == INITIAL[cell.property]():
                 cell.data.clear()
                 shown = None
-            if keeper is not None:
-                keeper.show(cell, shown)
-            else:
-                refill(was, shown)
-                shown = was
-            if frame.view is not None:
-                frame.show(cell, shown)
+            if user is None or user.view is None:
+                kept = cell.data if user is None else user.blocks[cell.name]
+                refill(kept, shown)
+                shown = kept
+            cell.show(shown)
+            cell.views = views
             cell.user = user
         if frame.root is frame:
             self.save(frame)
             return
         for cell in frame.own:
-            refill(cell.data, frame.value(cell))
-            frame.show(cell, cell.data)
+            refill(cell.data, cell.now)
+            cell.show(cell.data)
+            cell.views = []
             cell.user = None
 
     def take_back(self, frame, before):
@@ -304,9 +293,6 @@ class Model:
                 before[cell].restore()
             elif cell.root is not frame:
                 cell.reset()
-        if frame.view is not None and all(one.view is not frame.view for one in self.frames[:-1]):
-            for cell, _, was, *_ in frame.joins:
-                frame.show(cell, was)
         if frame.root is frame and not frame.saving:
             for cell in self.cells.values():
                 if cell.root is frame:
@@ -316,7 +302,7 @@ class Model:
         own = {}
         for cell in self.cells.values():
             if cell.root is frame and cell.loaded:
-                data = cell.data if cell.user is None else frame.value(cell)
+                data = cell.now
                 data = {} if data is None else data
                 if type(data) is not dict or not self.keeps[cell.property](data):
                     raise SessionDataError

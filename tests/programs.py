@@ -254,14 +254,6 @@ def same(one, other):
     return one == other
 
 
-def as_shown(found, wanted):
-    """What is wanted, with `{}` for `None` where that was found: a removed session that a block
-    around has is shown as the block's dict, which is empty."""
-    if not isinstance(wanted, list) or not isinstance(found, list) or len(wanted) != len(found):
-        return wanted
-    return [{} if two is None and one == {} else two for one, two in zip(found, wanted)]
-
-
 def json_keeps(value):
     if type(value) is dict:
         return all(type(key) is str and json_keeps(part) for key, part in value.items())
