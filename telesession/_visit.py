@@ -701,9 +701,7 @@ def _left_for(thread: int, stack: Sequence[Options], update: Any) -> Visit | Non
     if visit.update is not update or len(visit.sessions) != len(stack):
         return None
     for session, options in zip(visit.sessions, stack):
-        if session._options is not options or options.name(update) != session._name:
-            return None
-        if type(session) is not ClosedSession:
+        if session._options is not options or type(session) is not ClosedSession:
             return None
     return visit  # type: ignore[no-any-return]
 

@@ -13,7 +13,7 @@ from telebot.handler_backends import ContinueHandling, State, StatesGroup
 from telesession import MemoryStore, SessionClosed, _locks, keys, with_session
 from telesession.testing import Chat
 from tests import when_bots
-from tests.helpers import Failure, count, nobody, run_together, says, until
+from tests.helpers import Failure, content, count, nobody, run_together, says, until
 from tests.stores import TIMEOUT, Bot, Leasing, WatchedStore, message, payload, put
 from tests.when_bots import raising
 
@@ -226,6 +226,19 @@ class TestPassingOn:
                 : 2 - (answers[-1] == "done")
             ]
         assert answers == [None, "name", "age", "done"]
+
+    def test_one_key(self, bot, store):
+        """The update has one session while its handlers are tried, and its key is asked once."""
+        asked = []
+        session = with_session(key=lambda update: asked.append(update) or len(asked), store=store)
+        for step in ("name", "age"):
+            bot.register_message_handler(session.when(step=step)(raising))
+        bot.register_message_handler(session(count))
+
+        Chat(bot).send("hi")
+
+        assert len(asked) == 1
+        assert content(store) == {"session:1": {"n": 1}}
 
     def test_a_plain_handler_at_the_end(self, bot, watch):
         """The same holds where a handler of the same sessions without a condition comes last."""
