@@ -29,7 +29,10 @@ class Codec(Protocol):
 class _StrictJSON:
     """JSON without its non-standard NaN and Infinity, as compact ASCII text."""
 
-    dumps = staticmethod(json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode)
+    # What contains itself ends in a RecursionError; to look for it would cost each container.
+    dumps = staticmethod(
+        json.JSONEncoder(allow_nan=False, check_circular=False, separators=(",", ":")).encode
+    )
     loads = staticmethod(json.loads)
 
     def __repr__(self) -> str:
