@@ -21,8 +21,8 @@ write; when the holder's process dies, the lease runs out, and the session is fr
 import contextlib
 import itertools
 import logging
+import os
 import random
-import secrets
 import threading
 import time
 import weakref
@@ -253,7 +253,8 @@ class LeasingStore(Store):
             self._renewer.release_later([*left, *lease.unsure], lease.token)
 
     def _token(self) -> str:
-        return f"{secrets.token_hex(8)}-{milliseconds(self.lease)}"
+        # A counter would cost less, but repeat itself in a child of a fork that Python didn't make.
+        return f"{os.urandom(8).hex()}-{milliseconds(self.lease)}"
 
     def _obtain(
         self,
@@ -264,26 +265,30 @@ class LeasingStore(Store):
     ) -> tuple[dict[str, Payload | None], float]:
         """Lease the groups, waiting for other holders; the payloads, and when they were asked."""
         start = asked = time.monotonic()
+        try:
+            return self._acquire(groups, token, 0.0, {}, unsure), start
+        except Held as error:
+            held = error
         stale: dict[str, Beat] = {}
         with contextlib.ExitStack() as waiting:
             while True:
-                try:
-                    return self._acquire(groups, token, asked - start, stale, unsure), asked
-                except Held as error:
-                    held = error
                 # a holder that didn't renew one session is gone, so its other leases are stale, too
                 gone = self._is_stale(held, asked) or held.token in dict(stale.values())
                 if gone and stale.get(held.name) != held.beat:
                     stale[held.name] = held.beat
-                    continue
-                waited = time.monotonic() - start
-                mine = _holding(held.token)
-                if waited >= timeout or (mine and mine.thread == threading.get_ident()):
-                    break
-                if asked == start:
-                    waiting.enter_context(stand_in())
-                self.wait(held.name, timeout - waited, waited)
-                asked = time.monotonic()
+                else:
+                    waited = time.monotonic() - start
+                    mine = _holding(held.token)
+                    if waited >= timeout or (mine and mine.thread == threading.get_ident()):
+                        break
+                    if asked == start:
+                        waiting.enter_context(stand_in())
+                    self.wait(held.name, timeout - waited, waited)
+                    asked = time.monotonic()
+                try:
+                    return self._acquire(groups, token, asked - start, stale, unsure), asked
+                except Held as error:
+                    held = error
         raise self._busy(held, mine)
 
     def _is_stale(self, held: Held, asked: float) -> bool:
@@ -415,12 +420,13 @@ class _Renewer:
         self._mutex = threading.Lock()  # guards `_thread`
         self._due = threading.Event()  # set when there is something to release
         self._thread: threading.Thread | None = None
-        self.held: weakref.WeakValueDictionary[str, Lease] = weakref.WeakValueDictionary()
+        #: by token; a WeakValueDictionary would take several times as long
+        self.held: dict[str, weakref.ref[Lease]] = {}
         #: by token: the groups to release, and when their leases have run out anyway
         self._owed: dict[str, tuple[Sequence[Sequence[str]], float]] = {}
 
     def watch(self, lease: Lease) -> None:
-        self.held[lease.token] = lease
+        self.held[lease.token] = weakref.ref(lease)
         if self._thread is None:
             self._start()
 
@@ -461,8 +467,11 @@ class _Renewer:
             idle = 0 if self.held or self._owed else idle + 1
 
     def _look(self) -> None:
-        for lease in list(self.held.values()):
-            if lease.token in self.held and time.monotonic() - lease.renewed >= self._lease / 3:
+        for token, reference in list(self.held.items()):
+            lease = reference()
+            if lease is None:
+                self.held.pop(token, None)
+            elif token in self.held and time.monotonic() - lease.renewed >= self._lease / 3:
                 self._renew(lease)
         for token, owed in list(self._owed.items()):
             store = self._store()
@@ -506,7 +515,8 @@ _renewers: "weakref.WeakSet[_Renewer]" = weakref.WeakSet()
 def _holding(token: str) -> Lease | None:
     """The lease with that token, if this process has it."""
     for renewer in list(_renewers):
-        lease = renewer.held.get(token)
+        reference = renewer.held.get(token)
+        lease = None if reference is None else reference()
         if lease is not None:
             return lease
     return None
