@@ -467,13 +467,13 @@ class _Renewer:
             idle = 0 if self.held or self._owed else idle + 1
 
     def _look(self) -> None:
-        for token, reference in list(self.held.items()):
+        for token, reference in self.held.copy().items():
             lease = reference()
             if lease is None:
                 self.held.pop(token, None)
             elif token in self.held and time.monotonic() - lease.renewed >= self._lease / 3:
                 self._renew(lease)
-        for token, owed in list(self._owed.items()):
+        for token, owed in self._owed.copy().items():
             store = self._store()
             done = store is None or store._release(owed[0], token) or time.monotonic() >= owed[1]
             if done and self._owed.get(token) is owed:  # else further groups were added
