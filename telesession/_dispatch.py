@@ -42,13 +42,14 @@ class Dispatch:
         ``visit`` is a new one. It stays in the chain, without sessions, so that a later handler
         finds that it isn't alone, and looks here.
         """
-        new = (locks, name) not in self.refused
+        if (locks, name) in self.refused:
+            return False
         self.refused = {*self.refused, (locks, name)}
         visit.thread, visit.sessions, visit.left = threading.get_ident(), [], True
         visit.around = innermost.get(visit.thread)
         self.keep(visit)
         innermost[visit.thread] = visit
-        return new
+        return True
 
     def offers(self, visit: Any) -> bool:
         """Whether a handler that starts now may take over that visit."""
@@ -69,7 +70,7 @@ class Dispatch:
         """Settle all visits and make ``outer`` the running dispatch; called again on interrupt."""
         thread = threading.get_ident()
         try:
-            if innermost.get(thread) is not self.around:
+            if self.left or innermost.get(thread) is not self.around:
                 leave_inside(thread, self.around)
                 self.leave()
         finally:

@@ -272,6 +272,7 @@ class Visit:
 
     def settle(self) -> None:
         """Save what parts changed of sessions that no later handler took over, and unlock them."""
+        unlink(self.thread, self)  # since visits may be around it and, of other tasks, inside of it
         self.left = False
         try:
             try:

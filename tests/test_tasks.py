@@ -184,6 +184,39 @@ class TestTasks:
             "session:43:43": {"n": 2},
         }
 
+    def test_a_task_that_outlives_a_dispatch(self, session, store):
+        """It keeps its block, and the dispatch ends as ever, with what `when` left."""
+        bot = telebot.TeleBot("42:test", threaded=False)
+        loop = asyncio.new_event_loop()
+        bot.register_message_handler(session.when(n=5)(print))
+
+        async def add(go_on):
+            with session.open(key="7:7") as data:
+                await go_on.wait()
+                data["n"] = 1
+
+        async def start():
+            go_on = asyncio.Event()
+            task = asyncio.create_task(add(go_on))
+            await asyncio.sleep(0)
+            return go_on, task
+
+        async def finish(go_on, task):
+            go_on.set()
+            await task
+
+        started = []
+        bot.register_message_handler(lambda _: started.extend(loop.run_until_complete(start())))
+        try:
+            feed(bot)
+            count = session(lambda update: update.session.update(n=update.session.get("n", 0) + 1))
+            count(message())
+            count(message())
+            loop.run_until_complete(finish(*started))
+        finally:
+            loop.close()
+        assert content(store) == {"session:42:42": {"n": 2}, "session:7:7": {"n": 1}}
+
     def test_threads_of_a_loop(self, session, store):
         """One that waits in another thread holds nobody up; they come one after the other."""
 

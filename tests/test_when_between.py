@@ -202,6 +202,30 @@ class TestInBetween:
             assert run_together(feed) == [None]
         assert store == {}
 
+    def test_a_handler_goes_on_after_a_dispatch_in_it(self, bot, store, session):
+        """5.6, 5.9 What it opens is its own part, though the dispatch was refused a session."""
+        busy = with_session(property="busy", key=keys.everyone, store=store, busy="drop")
+        other = with_session(property="other", store=store)
+        inner = telebot.TeleBot("1:test", threaded=False)
+        inner.register_message_handler(busy.when(n=1)(pytest.fail))
+
+        @bot.message_handler()
+        @session
+        def outer(message):
+            inner.process_new_updates([update()])
+            with session.open(message) as data, other.open(message) as more:
+                data["n"] = more["n"] = 1
+            assert store == {}
+            raise Failure
+
+        def feed():
+            with handled(bot):
+                bot.process_new_updates([update()])
+
+        with busy.open(key="everyone"):
+            assert run_together(feed) == [None]
+        assert store == {}
+
     def test_a_dispatch_in_a_handler_without_a_session(self, bot, store, session):
         """Each leaves what it has tried; nothing is lost or stays locked."""
         inner = telebot.TeleBot("1:test", threaded=False)
