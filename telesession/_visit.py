@@ -439,11 +439,12 @@ class FullVisit(Visit):
 
     def _move_to(self, other: "FullVisit") -> None:
         """Hand over sessions, locks and leases to another visit of the same thread."""
+        shares = other._to_shares()  # now, since it looks at the other's sessions
         for session in self.sessions:
             other.sessions.append(session)
             session._options.locks.hand_over(session._name, other)
         if self.shares or self.store is not None:
-            other.shares = [*other._to_shares(), *self._to_shares()]
+            other.shares = [*shares, *self._to_shares()]
             other.store = other.store or self.store
         unlink(self.thread, self)
         self.left = False
@@ -535,9 +536,7 @@ class FullVisit(Visit):
         added = list(self.sessions)
         self._lock(added)
         self.since = time.monotonic()
-        carrier: Any = self.root
-        if carrier is None:
-            carrier = taken[0][0] if taken else self
+        carrier: Any = self.root or (taken[0][0] if taken else self)
         carrier.__class__ = FullVisit
         try:
             if added:
@@ -551,7 +550,10 @@ class FullVisit(Visit):
         if self.root is not None:
             self._leave_leased(self.root)
         for holder in {id(holder): holder for holder, _, _ in taken}.values():
-            holder._move_to(self)
+            holder._move_to(self.root or self)
+        if self.root is not None:  # a session that an outer dispatch keeps is among them
+            joins += [session for _, _, session in taken]
+            taken = []
         self.before = self._note_before(joins)
         self.own = own = [*added, *joins, *(session for _, _, session in taken)]
         if self.root is not None:

@@ -245,6 +245,34 @@ class TestInBetween:
         bot.process_new_updates([update()])
         assert store == {"session:42:42": '{"n":2}', "session:43:43": '{"n":1}'}
 
+    @pytest.mark.parametrize("fails", [False, True], ids=["returns", "raises"])
+    def test_a_stack_of_what_two_dispatches_have_left(self, bot, fails):
+        """4.1, 5.8 One session was left by the inner dispatch, one by that around it: a handler
+        with both changes both, or none."""
+        store = Leasing()
+        a, b = (with_session(property=name, store=store) for name in "ab")
+
+        @b
+        @a
+        def both(message):
+            message.a["n"] = message.b["n"] = 1
+            if fails:
+                raise Failure
+
+        inner = telebot.TeleBot("1:test", threaded=False)
+        inner.register_message_handler(b.when(n=1)(pytest.fail))
+        inner.register_message_handler(both)
+        bot.register_message_handler(a.when(n=1)(pytest.fail))
+
+        @bot.message_handler()
+        def between(message):
+            with contextlib.suppress(Failure):
+                inner.process_new_updates([update()])
+
+        bot.process_new_updates([update()])
+        assert sorted(store.kept) == ([] if fails else ["a:42:42", "b:42:42"])
+        assert store.leases == {}
+
     def test_a_dispatch_in_a_handler(self, bot, store, session):
         """A handler feeds the bot: all of it works on the session of the one around."""
         bot.register_message_handler(session.when(step="in")(count))
