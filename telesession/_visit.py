@@ -437,7 +437,7 @@ class FullVisit(Visit):
                 kept.append(session)
         self.sessions = kept
 
-    def _move_to(self, other: "FullVisit") -> None:
+    def _move_to(self, other: Any) -> None:
         """Hand over sessions, locks and leases to another visit of the same thread."""
         shares = other._to_shares()  # now, since it looks at the other's sessions
         for session in self.sessions:
