@@ -88,6 +88,10 @@ running: dict[int, Dispatch] = {}
 
 
 def _forget(_: Any) -> None:
+    for visit in innermost.values():
+        while visit is not None:
+            visit.thread = 0  # nothing is left to do: it goes on in the parent, with its lease
+            visit = visit.around
     innermost.clear()
     running.clear()
 

@@ -9,6 +9,8 @@ import threading
 from contextlib import suppress
 
 import pytest
+import telebot
+from telebot import types
 
 from telesession import (
     SessionBusy,
@@ -33,7 +35,7 @@ from tests.helpers import (
     run_together,
     wrapping,
 )
-from tests.stores import TIMEOUT, Leasing, WatchedClient, message
+from tests.stores import TIMEOUT, Leasing, WatchedClient, message, payload
 from tests.updates import UPDATES, make
 
 # What a nested handler may be called with: the update itself, or another one of the same session.
@@ -464,6 +466,35 @@ def test_a_fork_inside_of_a_handler(store, session):
 
     assert ended == [0]
     assert store == {}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("where", ["handler", "dispatch"])
+def test_a_child_leaves_its_parents_handler(where):
+    """6.4 As by `sys.exit`: what is leased, or left under `when`, is still the parent's."""
+    store = Leasing()
+    session = with_session(store=store)
+    parent = os.getpid()
+
+    def fork(update):
+        child = os.fork()
+        if not child:
+            raise SystemExit
+        assert os.waitpid(child, 0)[1] == 0
+        with session.open(update) as data:
+            data["n"] = 1
+
+    bot = telebot.TeleBot("1:test", threaded=False)
+    bot.register_message_handler(session.when(n=1)(pytest.fail))
+    bot.register_message_handler(session(fork) if where == "handler" else fork)
+    try:
+        bot.process_new_updates([types.Update.de_json({"update_id": 1, "message": payload()})])
+    finally:
+        if os.getpid() != parent:
+            os._exit(len(store.leases) != 1)
+    assert store.kept == {"session:42:42": ('{"n":1}', None)}
+    assert store.leases == {}
 
 
 @pytest.mark.parametrize("shared", [True, False], ids=["one store", "two stores"])
