@@ -56,8 +56,12 @@ class Dispatch:
         return bool(visit.left and visit in self.left and not self.filtering)
 
     def leave(self) -> None:
-        """Save the changes of the visits that are left, and unlock their sessions."""
+        """Save the changes of the visits that are left, all or none, and unlock their sessions."""
         try:
+            if len(self.left) > 1:
+                changed = [visit for visit in self.left if visit.changed()]
+                for visit in changed[1:]:
+                    visit.move_to(changed[0])
             for visit in reversed(self.left):
                 visit.settle()
         except BaseException:

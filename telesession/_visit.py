@@ -270,13 +270,17 @@ class Visit:
         dispatch.keep(self)
         self.left = True
 
+    def changed(self) -> bool:
+        """Whether there are changes of parts to save, while it is left."""
+        return self.thread != 0 and not self.saving and any(map(_pending, self.sessions))
+
     def settle(self) -> None:
         """Save what parts changed of sessions that no later handler took over, and unlock them."""
         unlink(self.thread, self)  # since visits may be around it and, of other tasks, inside of it
         self.left = False
         try:
             try:
-                if self.thread and not self.saving and any(map(_pending, self.sessions)):
+                if self.changed():
                     self.save()
             finally:
                 self.leave()
@@ -437,19 +441,17 @@ class FullVisit(Visit):
                 kept.append(session)
         self.sessions = kept
 
-    def _move_to(self, other: Any) -> None:
+    def move_to(self, other: Any) -> None:
         """Hand over sessions, locks and leases to another visit of the same thread."""
         shares = other._to_shares()  # now, since it looks at the other's sessions
         for session in self.sessions:
             other.sessions.append(session)
             session._options.locks.hand_over(session._name, other)
-        if self.shares or self.store is not None:
-            other.shares = [*shares, *self._to_shares()]
-            other.store = other.store or self.store
+        other.store = other.store or self.store
         unlink(self.thread, self)
         self.left = False
-        self.saved = True
-        self.thread = 0
+        # In one line, so that an interrupt can't leave a lease to both.
+        other.shares, self.thread = [*shares, *self._to_shares()], 0
 
     def _read(self, sessions: Sequence[UnopenedSession], timeout: float) -> None:
         """Lease and read further sessions, on one store after the other."""
@@ -550,7 +552,7 @@ class FullVisit(Visit):
         if self.root is not None:
             self._leave_leased(self.root)
         for holder in {id(holder): holder for holder, _, _ in taken}.values():
-            holder._move_to(self.root or self)
+            holder.move_to(self.root or self)
         if self.root is not None:  # a session that an outer dispatch keeps is among them
             joins += [session for _, _, session in taken]
             taken = []

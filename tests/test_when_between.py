@@ -9,7 +9,16 @@ import telebot
 from telebot import types
 from telebot.handler_backends import BaseMiddleware, ContinueHandling
 
-from telesession import MemoryStore, SessionClosed, _dispatch, _handler, _locks, keys, with_session
+from telesession import (
+    MemoryStore,
+    SessionClosed,
+    SessionStoreError,
+    _dispatch,
+    _handler,
+    _locks,
+    keys,
+    with_session,
+)
 from telesession.testing import Chat
 from tests import when_bots
 from tests.helpers import Failure, content, count, run_together
@@ -150,6 +159,35 @@ class TestInBetween:
         assert [one for one in commits if one] == [saved] * bool(saved)
         assert set(kept) == saved
         assert store.leases == {}
+
+    @pytest.mark.parametrize("shared", [True, False], ids=["one store", "two stores"])
+    def test_what_two_handlers_left_is_saved_together(self, shared):
+        """5.6, 5.8 A block opens both, and the second save fails: nothing is saved."""
+        saves = []
+
+        class Failing(Leasing):
+            def commit(self, lease, changes):
+                if changes:
+                    saves.append(changes)
+                    if len(saves) == 2:
+                        raise Failure
+                super().commit(lease, changes)
+
+        one = Failing()
+        stores = one, one if shared else Failing()
+        a, b = (with_session(property=name, store=store) for name, store in zip("ab", stores))
+        bot = telebot.TeleBot("1:test", threaded=False)
+        bot.register_message_handler(a.when(n=1)(pytest.fail))
+        bot.register_message_handler(b.when(n=1)(pytest.fail))
+
+        @bot.message_handler()
+        def between(message):
+            with a.open(message) as mine, b.open(message) as more:
+                mine["n"] = more["n"] = 1
+
+        with pytest.raises(SessionStoreError):
+            bot.process_new_updates([update()])
+        assert [(store.kept, store.leases) for store in stores] == [({}, {})] * 2
 
     def test_a_handler_raises_after_a_block_that_raised(self, bot, store, session):
         """4.1, 5.8 What the block had saved before, and only that, is what is left."""
