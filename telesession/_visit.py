@@ -272,7 +272,9 @@ class Visit:
 
     def changed(self) -> bool:
         """Whether there are changes of parts to save, while it is left."""
-        return self.thread != 0 and not self.saving and any(map(_pending, self.sessions))
+        if not self.thread or self.saving:
+            return False
+        return any(_pending(session) is not None for session in self.sessions)
 
     def settle(self) -> None:
         """Save what parts changed of sessions that no later handler took over, and unlock them."""

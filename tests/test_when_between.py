@@ -189,6 +189,27 @@ class TestInBetween:
             bot.process_new_updates([update()])
         assert [(store.kept, store.leases) for store in stores] == [({}, {})] * 2
 
+    def test_a_removal_that_is_not_saved(self, bot):
+        """6.3, 5.8 The caller hears of it, also where the codec makes an empty text of no data."""
+
+        class Words:
+            dumps = staticmethod(" ".join)
+            loads = staticmethod(lambda text: dict.fromkeys(text.split(), 1))
+
+        class Failing(Leasing):
+            def commit(self, lease, changes):
+                super().commit(lease, changes)
+                if changes:
+                    raise Failure
+
+        store = Failing()
+        store.kept["session:42:42"] = "one two", None
+        session = with_session(store=store, codec=Words)
+        bot.register_message_handler(session.when(n=1)(pytest.fail))
+        bot.register_message_handler(lambda message: session.remove(message))
+        with pytest.raises(SessionStoreError, match="failed to save"):
+            bot.process_new_updates([update()])
+
     def test_a_handler_raises_after_a_block_that_raised(self, bot, store, session):
         """4.1, 5.8 What the block had saved before, and only that, is what is left."""
         store["session:42:42"] = '{"n":0}'
