@@ -278,6 +278,8 @@ class Visit:
 
     def settle(self) -> None:
         """Save what parts changed of sessions that no later handler took over, and unlock them."""
+        if not self.thread:  # a handler has taken it over
+            return
         unlink(self.thread, self)  # since visits may be around it and, of other tasks, inside of it
         self.left = False
         try:
