@@ -1,162 +1,228 @@
 """Small faults in the core, one at a time: which of them do the quick tests find?
 
-    python -m tests.mutants [--only MODULE] [--every N] [--jobs 2]
+    python -m tests.mutants [--jobs 2] [MODULE | MODULE:LINE ...]
 
-Each mutant is a copy of the package with one expression of `_locks`, `_visit`, `_session` or
-`_dispatch` changed. It is killed if a test fails, or hangs. The survivors are printed.
+Each mutant is a copy of the package with one expression or statement of a module changed. It is
+killed if a test fails, or hangs. The survivors are printed, with the place and the change.
+
+The quick tests run once beforehand, to see which of them reach which lines. A mutant is tried with
+those that reach its lines, quickest first, and after them with tests of threads and interrupts,
+which take longer. Each try is a fork of this process, which has imported what takes long to import.
 """
 
 import argparse
 import ast
-import concurrent.futures
-import copy
+import contextlib
+import importlib
+import itertools
+import json
+import multiprocessing
 import os
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import coverage
+import pytest
 
 ROOT = Path(__file__).parent.parent
-MODULES = ("_locks", "_visit", "_session", "_dispatch")
-TESTS = ("nesting", "open", "changes", "handler", "no_session", "when", "busy", "locks")
-TESTS += ("tasks", "messages")
-#: What those don't find may be found by these, which take longer.
-MORE = ("transactions", "waiting", "interrupts", "schedules")
-LIMIT = 180  # seconds, after which a mutant counts as one that hangs
+MODULES = ("_locks", "_visit", "_session", "_dispatch", "_handler")
+#: What the quick tests don't find may be found by these.
+MORE = ("locks_interrupted", "schedules", "interrupts", "transactions", "waiting")
+#: It changes lines of `_locks` by their text, so that it fails on any mutant.
+NOT = "tests/test_schedules.py::test_a_fault_is_found"
+#: What this process has imported beforehand, pytest can't rewrite, nor need it.
+QUIET = ("-W", "ignore::pytest.PytestAssertRewriteWarning")
+LIMIT = 120  # seconds, after which a mutant counts as one that hangs
 
-SWAPPED: dict[type, type] = {
-    ast.Is: ast.IsNot,
-    ast.IsNot: ast.Is,
-    ast.In: ast.NotIn,
-    ast.NotIn: ast.In,
-    ast.Eq: ast.NotEq,
-    ast.NotEq: ast.Eq,
-    ast.Lt: ast.GtE,
-    ast.GtE: ast.Lt,
-    ast.Gt: ast.LtE,
-    ast.LtE: ast.Gt,
-    ast.And: ast.Or,
-    ast.Or: ast.And,
-}
+_PAIRS = [(ast.Is, ast.IsNot), (ast.In, ast.NotIn), (ast.Eq, ast.NotEq), (ast.Lt, ast.GtE)]
+SWAPPED = {one: new for pair in [*_PAIRS, (ast.Gt, ast.LtE)] for one, new in (pair, pair[::-1])}
 
 
-def changes(node: ast.AST) -> Iterator[tuple[str, Callable[[ast.AST], ast.AST]]]:
-    """What can be done to a node: in words, and the function that does it to a copy."""
-    if isinstance(node, ast.Compare) and type(node.ops[0]) in SWAPPED:
+@dataclass
+class Mutant:
+    """A change of one place in a module."""
 
-        def compare(found: ast.AST) -> ast.AST:
-            assert isinstance(found, ast.Compare)
-            found.ops[0] = SWAPPED[type(found.ops[0])]()
-            return found
+    module: str
+    lines: range
+    code: bytes
+    what: str
 
-        yield "another comparison", compare
-    elif isinstance(node, ast.BoolOp):
 
-        def combine(found: ast.AST) -> ast.AST:
-            assert isinstance(found, ast.BoolOp)
-            found.op = SWAPPED[type(found.op)]()
-            return found
-
-        yield "and for or", combine
-    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
-        yield "no not", lambda found: found.operand  # type: ignore[attr-defined]
-    elif isinstance(node, (ast.If, ast.While)) and not isinstance(node.test, ast.Constant):
-
-        def never(found: ast.AST) -> ast.AST:
-            assert isinstance(found, (ast.If, ast.While))
-            found.test = ast.BoolOp(ast.And(), [ast.Constant(False), found.test])
-            return found
-
-        yield "never", never
-    elif isinstance(node, ast.Constant) and isinstance(node.value, bool):
-        yield "the other", lambda found: ast.Constant(not found.value)  # type: ignore[attr-defined]
-    elif isinstance(node, ast.Return) and node.value is not None:
-        yield "return None", lambda found: ast.Return(ast.Constant(None))
-    elif isinstance(node, (ast.Assign, ast.AugAssign, ast.Delete)) or (
+def change(node: ast.AST) -> tuple[Any, str] | None:
+    """The part of a node that a mutant replaces, and by what."""
+    if isinstance(node, ast.Compare):
+        swapped = [SWAPPED[type(node.ops[0])](), *node.ops[1:]]
+        return node, f"({ast.unparse(ast.Compare(node.left, swapped, node.comparators))})"
+    if isinstance(node, ast.BoolOp):
+        other = ast.Or() if isinstance(node.op, ast.And) else ast.And()
+        return node, f"({ast.unparse(ast.BoolOp(other, node.values))})"
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+        return node, f"({ast.unparse(node.operand)})"
+    if isinstance(node, (ast.If, ast.While)) and not isinstance(node.test, ast.Constant):
+        return node.test, "False"
+    if isinstance(node, ast.Constant) and isinstance(node.value, bool):
+        return node, str(not node.value)
+    if isinstance(node, ast.Return) and node.value is not None:
+        return node.value, "None"
+    if isinstance(node, (ast.Assign, ast.AugAssign, ast.Delete)) or (
         isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
     ):
-        yield "left out", lambda found: ast.Pass()
+        return node, "pass"
+    return None
 
 
-def mutants(source: str) -> Iterator[tuple[str, str]]:
-    """Where and how a module is changed, and what becomes of it."""
+def skipped(tree: ast.AST) -> Iterator[ast.AST]:
+    """What is not changed: messages, definitions of modules and classes, and annotations."""
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Raise, ast.JoinedStr)):
+            yield from ast.walk(node)
+        elif isinstance(node, (ast.ClassDef, ast.Module, ast.AnnAssign)):
+            yield from ast.iter_child_nodes(node)
+
+
+def mutants(module: str) -> Iterator[Mutant]:
+    """All mutants of a module."""
+    source = (ROOT / "telesession" / f"{module}.py").read_bytes()
+    starts = [0, *itertools.accumulate(map(len, source.splitlines(keepends=True)))]
     tree = ast.parse(source)
-    skipped = {
-        id(part)
-        for node in ast.walk(tree)
-        if isinstance(node, (ast.Raise, ast.ClassDef, ast.Module, ast.AnnAssign))
-        for child in ast.iter_child_nodes(node)
-        for part in (ast.walk(child) if isinstance(node, ast.Raise) else [child])
-    }
-    for number, node in enumerate(ast.walk(tree)):
-        if id(node) in skipped:
+    left_alone = set(skipped(tree))
+    for node in ast.walk(tree):
+        if node in left_alone or (changed := change(node)) is None:
             continue
-        for how, change in changes(node):
-            mutant = copy.deepcopy(tree)
-            found = list(ast.walk(mutant))[number]
-            line = source.splitlines()[found.lineno - 1].strip()  # type: ignore[attr-defined]
-            where = f"{found.lineno}: {how}: {line}"  # type: ignore[attr-defined]
-            new = change(found)
-            if new is not found:
-                for parent in ast.walk(mutant):
-                    for field, value in ast.iter_fields(parent):
-                        if value is found:
-                            setattr(parent, field, new)
-                        elif isinstance(value, list) and any(one is found for one in value):
-                            setattr(parent, field, [new if one is found else one for one in value])
-            yield where, ast.unparse(ast.fix_missing_locations(mutant))
+        part, new = changed
+        begin = starts[part.lineno - 1] + part.col_offset
+        end = starts[part.end_lineno - 1] + part.end_col_offset
+        code = source[:begin] + new.encode() + source[end:]
+        old = " ".join(source[begin:end].decode().split())
+        what = f"{module}.py:{part.lineno}:{part.col_offset + 1}: {old}  ->  {new}"
+        yield Mutant(module, range(part.lineno, part.end_lineno + 1), code, what)
 
 
-def killed(module: str, code: str) -> bool:
-    """Whether the tests find a mutant of a module."""
-    with tempfile.TemporaryDirectory() as directory:
-        home = Path(directory)
-        for part in ("telesession", "tests"):
-            ignored = shutil.ignore_patterns("__pycache__", "results")
-            shutil.copytree(ROOT / part, home / part, ignore=ignored)
-        shutil.copy(ROOT / "setup.cfg", home)
-        (home / "telesession" / f"{module}.py").write_text(code, "utf-8")
-        return _fails(home, TESTS, "not thorough") or _fails(home, MORE, "")
+class Choice:
+    """A plugin of pytest that runs these tests, quickest first; else all, and notes their times."""
+
+    def __init__(self, seconds: dict[str, float] | None) -> None:
+        self.chosen = seconds
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        if (chosen := self.chosen) is not None:
+            some = [one for one in items if one.nodeid in chosen]
+            items[:] = sorted(some, key=lambda one: chosen[one.nodeid])
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.seconds[report.nodeid] += report.duration
+
+    def pytest_sessionfinish(self) -> None:
+        if self.chosen is None:
+            Path("seconds.json").write_text(json.dumps(self.seconds))
 
 
-def _fails(home: Path, names: Sequence[str], marks: str) -> bool:
-    """Whether one of these tests fails, or hangs, with the package that is there."""
-    paths = [str(path) for name in names for path in home.glob(f"tests/test_{name}*.py")]
-    options = ["-x", "-q", "-p", "no:cacheprovider", "-m", marks]
+def fails(home: Path, limit: float, tests: dict[str, float] | None, *options: str) -> bool:
+    """Whether a test fails, or hangs, with the package that is there: in a fork of this process."""
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            os.setsid()
+            os.chdir(home)
+            os.environ["PYTHONPATH"] = sys.path[0] = str(home)
+            for name in [name for name in sys.modules if name.split(".")[0] == "tests"]:
+                del sys.modules[name]
+            for number in range(3):
+                os.dup2(os.open(os.devnull, os.O_RDWR), number)
+            code = pytest.main(["-x", "-p", "no:cacheprovider", *QUIET, *options], [Choice(tests)])
+        finally:
+            os._exit(code)
+    done = status = 0
+    end = time.monotonic() + limit
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "pytest", *options, *paths],
-            cwd=home,
-            env={**os.environ, "PYTHONPATH": str(home)},
-            capture_output=True,
-            timeout=LIMIT,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return True
-    return done.returncode != 0
+        while not done and time.monotonic() < end:
+            time.sleep(0.01)
+            done, status = os.waitpid(child, os.WNOHANG)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)  # with what its tests have started
+    return not done or status != 0
+
+
+def record(home: Path) -> dict[str, dict[int, dict[str, float]]]:
+    """By module and line, the quick tests that reach it, in seconds."""
+    os.environ["COVERAGE_CORE"] = "ctrace"  # which counts a line again in each test
+    cover = ("--cov=telesession", "--cov-context=test", "--cov-report=", "--cov-fail-under=0")
+    if fails(home, LIMIT * 10, None, "-m", "not thorough", *cover):
+        sys.exit("The tests fail without any mutant.")
+    seconds = json.loads((home / "seconds.json").read_text())
+    data = coverage.CoverageData(str(home / ".coverage"))
+    data.read()
+    reached: dict[str, dict[int, dict[str, float]]] = {}
+    for file in data.measured_files():
+        lines = reached[Path(file).stem] = {}
+        for line, contexts in data.contexts_by_lineno(file).items():
+            names = {one.rpartition("|")[0] for one in contexts}
+            lines[line] = {name: seconds[name] for name in names if name}
+            if "" in names:  # an import reaches it, and any test may depend on that
+                others = seconds.keys() - names
+                lines[line] |= {name: LIMIT + seconds[name] for name in others}
+    return reached
+
+
+def begin(home: Path) -> None:
+    """Give this process a directory of its own."""
+    os.chdir(shutil.copytree(home, f"{home}-{os.getpid()}"))
+
+
+def kills(task: tuple[Mutant, list[dict[str, float]]]) -> bool:
+    """Whether tests find a mutant: first those that reach its lines."""
+    mutant, reaching = task
+    tests = {name: seconds for line in reaching for name, seconds in line.items()}
+    home = Path.cwd()
+    for old in home.glob(f"telesession/__pycache__/{mutant.module}.*"):
+        old.unlink()  # it may have the size and the second of this one
+    file = home / "telesession" / f"{mutant.module}.py"
+    before = file.read_bytes()
+    file.write_bytes(mutant.code)
+    try:
+        files = sorted({name.partition("::")[0] for name in tests})
+        if files and fails(home, LIMIT, tests, *files):
+            return True
+        more = [str(path) for name in MORE for path in home.glob(f"tests/test_{name}*.py")]
+        return fails(home, LIMIT, None, *more, "--deselect", NOT)
+    finally:
+        file.write_bytes(before)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants")
-    parser.add_argument("--only", choices=MODULES)
-    parser.add_argument("--every", type=int, default=1, help="only each Nth mutant")
-    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--jobs", type=int, default=2, help="mutants at a time")
+    parser.add_argument("places", nargs="*", metavar="MODULE or MODULE:LINE", default=MODULES)
     options = parser.parse_args()
-    total = survivors = 0
-    with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-        for module in [options.only] if options.only else MODULES:
-            source = (ROOT / "telesession" / f"{module}.py").read_text("utf-8")
-            some = list(mutants(source))[:: options.every]
-            results = pool.map(killed, [module] * len(some), [code for _, code in some])
-            for (where, _), found in zip(some, results):
-                total += 1
-                if not found:
-                    survivors += 1
-                    print(f"{module}.py:{where}", flush=True)
-    print(f"{total} mutants, {total - survivors} killed, {survivors} survived")
+    for name in ("telebot", "hypothesis", "sqlalchemy", "redis", "pymongo"):
+        importlib.import_module(name)
+    some = []
+    for module, _, line in (place.partition(":") for place in options.places):
+        some += [one for one in mutants(module) if line in ("", str(one.lines[0]))]
+    survivors = 0
+    with tempfile.TemporaryDirectory() as directory:
+        home = Path(directory, "home")
+        ignored = shutil.ignore_patterns(".*", "__pycache__", "results", "build", "dist")
+        shutil.copytree(ROOT, home, ignore=ignored)
+        reached = record(home)
+        tasks = ((one, [reached[one.module].get(line, {}) for line in one.lines]) for one in some)
+        with multiprocessing.get_context("fork").Pool(options.jobs, begin, [home]) as pool:
+            for mutant, killed in zip(some, pool.imap(kills, tasks)):
+                survivors += not killed
+                if not killed:
+                    print(mutant.what, flush=True)
+    print(f"{len(some)} mutants, {len(some) - survivors} killed, {survivors} survived")
 
 
 if __name__ == "__main__":
