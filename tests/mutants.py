@@ -18,6 +18,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import resource
 import shutil
 import signal
 import sys
@@ -41,6 +42,7 @@ NOT = "tests/test_schedules.py::test_a_fault_is_found"
 #: What this process has imported beforehand, pytest can't rewrite, nor need it.
 QUIET = ("-W", "ignore::pytest.PytestAssertRewriteWarning")
 LIMIT = 120  # seconds, after which a mutant counts as one that hangs
+MEMORY = 2 * 2**30  # bytes, which one that goes round in circles may fill
 
 _PAIRS = [(ast.Is, ast.IsNot), (ast.In, ast.NotIn), (ast.Eq, ast.NotEq), (ast.Lt, ast.GtE)]
 SWAPPED = {one: new for pair in [*_PAIRS, (ast.Gt, ast.LtE)] for one, new in (pair, pair[::-1])}
@@ -133,6 +135,7 @@ def fails(home: Path, limit: float, tests: dict[str, float] | None, *options: st
         code = 1
         try:
             os.setsid()
+            resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
             os.chdir(home)
             os.environ["PYTHONPATH"] = sys.path[0] = str(home)
             for name in [name for name in sys.modules if name.split(".")[0] == "tests"]:
@@ -164,8 +167,9 @@ def record(home: Path) -> dict[str, dict[int, dict[str, float]]]:
     data = coverage.CoverageData(str(home / ".coverage"))
     data.read()
     reached: dict[str, dict[int, dict[str, float]]] = {}
-    for file in data.measured_files():
-        lines = reached[Path(file).stem] = {}
+    for module in MODULES:
+        file = str(home / "telesession" / f"{module}.py")
+        lines = reached[module] = {}
         for line, contexts in data.contexts_by_lineno(file).items():
             names = {one.rpartition("|")[0] for one in contexts}
             lines[line] = {name: seconds[name] for name in names if name}

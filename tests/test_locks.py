@@ -42,6 +42,13 @@ class TestTaking:
         assert table.holder(A) is outer
         outer.leave()
 
+    def test_what_somebody_waits_for(self, table, visitor):
+        """It is told who has it, and doesn't get it."""
+        first = visitor(A)
+        visitor(A, waiting=True)
+
+        assert table.take(A, Holder(table)) is first.holder
+
     def test_only_who_has_it_releases_it(self, table):
         """So to release once more does no harm."""
         outer, inner = Holder(table).lock(A), Holder(table)
@@ -444,6 +451,21 @@ class TestGivingWay:
 
         assert beginning.error is None
         assert served.index(waiting) < served.index(holder) < served.index(beginning)
+
+    def test_once_more(self, table, visitor):
+        """What it let go of and has again may close the next cycle, of which nobody is told."""
+        with held(table, C) as holder:
+            other = visitor(A, C, B, waiting=True)
+            beginning = visitor(B, A, waiting=True, begun=False)
+            holder.lock(B)
+            table.release(C, holder)
+            until(lambda: len(table.lines[B]) == 2)  # the place of one, and the other
+        assert other.has.wait(TIMEOUT)
+        assert not beginning.has.is_set()
+        other.leave()
+        assert beginning.has.wait(TIMEOUT)
+
+        assert [other.error, beginning.error] == [None, None]
 
     def test_again_and_again(self, table, quick_switches):
         """Those who begin lock in one order, and those who have begun in another."""
