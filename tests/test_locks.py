@@ -214,6 +214,7 @@ class TestTimeOut:
         first = visitor(A)
         with pytest.raises(SessionBusy), held(table, A, timeout=0.001):
             pass
+        assert len(table) == 1  # without a line, so that the next one need not enter it
         first.leave().join()
 
         assert_empty(table)
@@ -451,6 +452,17 @@ class TestGivingWay:
 
         assert beginning.error is None
         assert served.index(waiting) < served.index(holder) < served.index(beginning)
+
+    def test_what_it_has_again_can_be_handed_over(self, table, visitor):
+        """It has kept its place in the line only until then."""
+        with held(table, A) as holder:
+            beginning = visitor(B, A, waiting=True, begun=False)
+            holder.lock(B)
+            table.release(B, holder)
+            assert table.holder(B) is beginning.holder
+            table.hand_over(B, holder)
+            table.release(B, holder)
+            assert table.holder(B) is None
 
     def test_once_more(self, table, visitor):
         """What it let go of and has again may close the next cycle, of which nobody is told."""
