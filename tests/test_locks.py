@@ -464,6 +464,18 @@ class TestGivingWay:
             table.release(B, holder)
             assert table.holder(B) is None
 
+    def test_what_it_gave_up_to_have(self, table, visitor):
+        """It has again what it let go of, until it leaves."""
+        holder = Holder(table, timeout=0.05, begun=False).lock(B)
+        other = visitor(A, B, waiting=True)
+        with pytest.raises(SessionBusy, match="lock_timeout"):
+            holder.lock(A)
+        assert table.holder(B) is other.holder
+
+        other.leave().join()
+        assert table.holder(B) is holder
+        holder.leave()
+
     def test_once_more(self, table, visitor):
         """What it let go of and has again may close the next cycle, of which nobody is told."""
         with held(table, C) as holder:
