@@ -180,30 +180,21 @@ def record(home: Path) -> dict[str, dict[int, dict[str, float]]]:
     return reached
 
 
-def begin(home: Path) -> None:
-    """Give this process a directory of its own."""
-    os.chdir(shutil.copytree(home, f"{home}-{os.getpid()}"))
-
-
 def kills(task: tuple[Mutant, list[dict[str, float]]]) -> bool:
-    """Whether tests find a mutant: first those that reach its lines."""
+    """Whether tests find a mutant of what is here, those first that reach its lines."""
     mutant, reaching = task
     tests = {name: seconds for line in reaching for name, seconds in line.items()}
-    home = Path.cwd()
-    for old in home.glob(f"telesession/__pycache__/{mutant.module}.*"):
-        old.unlink()  # it may have the size and the second of this one
-    file = home / "telesession" / f"{mutant.module}.py"
-    before = file.read_bytes()
-    file.write_bytes(mutant.code)
-    try:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
+        home = shutil.copytree(Path.cwd(), Path(directory, "home"))
+        for old in home.glob(f"telesession/__pycache__/{mutant.module}.*"):
+            old.unlink()  # it may have the size and the second of this one
+        (home / "telesession" / f"{mutant.module}.py").write_bytes(mutant.code)
         files = sorted({name.partition("::")[0] for name in tests})
         if files and fails(home, LIMIT, tests, *files):
             return True
         more = [str(path) for name in MORE for path in home.glob(f"tests/test_{name}*.py")]
         more += [SCHEDULES] * (mutant.module == "_locks")
         return fails(home, LIMIT, None, *more)
-    finally:
-        file.write_bytes(before)
 
 
 def main() -> None:
@@ -223,7 +214,8 @@ def main() -> None:
         shutil.copytree(ROOT, home, ignore=ignored)
         reached = record(home)
         tasks = ((one, [reached[one.module].get(line, {}) for line in one.lines]) for one in some)
-        with multiprocessing.get_context("fork").Pool(options.jobs, begin, [home]) as pool:
+        os.chdir(home)
+        with multiprocessing.get_context("fork").Pool(options.jobs) as pool:
             for mutant, killed in zip(some, pool.imap(kills, tasks)):
                 survivors += not killed
                 if not killed:
