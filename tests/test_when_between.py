@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import inspect
+import os
 
 import pytest
 import telebot
@@ -517,3 +518,26 @@ def test_a_handler_of_more_sessions_saves_when_it_returns(store):
     bot.run([payload()])
 
     assert seen == [{"one:42:42": {"n": 1}, "two:42:42": {"n": 1}}]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_fork_inside_of_a_dispatch(session):
+    """In the child the parent's dispatch is not there, so that nothing is left for its end."""
+    bot, ended = telebot.TeleBot("1:test", threaded=False), []
+
+    def forking(message):
+        child = os.fork()
+        if not child:
+            try:
+                session.when(n=1)(pytest.fail)(message)
+                os._exit(_locks.held())
+            finally:
+                os._exit(9)
+        ended.append(os.waitpid(child, 0)[1])
+
+    bot.register_message_handler(session.when(n=1)(pytest.fail))
+    bot.register_message_handler(forking)
+    bot.process_new_updates([update()])
+
+    assert ended == [0]
