@@ -171,7 +171,7 @@ def watch() -> Callable[[], Any]:
     @functools.wraps(test)
     def tested(*args: Any, **kwargs: Any) -> Any:
         here = running.get(threading.get_ident())
-        if here is None or not here.left:
+        if here is None:  # `when` is used for the first time, by a handler
             return test(*args, **kwargs)
         here.filtering = True
         try:

@@ -105,6 +105,34 @@ class TestInBetween:
         bot.process_new_updates([update()])
         assert len(ran) == 1
 
+    def test_a_filter_calls_a_handler(self, bot, session):
+        """That joins, and leaves the session locked."""
+        held = []
+
+        def asks(message):
+            session(count)(message)
+            held.append(_locks.held())
+
+        bot.register_message_handler(session.when(n=1)(pytest.fail))
+        bot.register_message_handler(pytest.fail, func=asks)
+        bot.process_new_updates([update()])
+        assert held == [1]
+
+    def test_a_bot_in_between(self, bot, store, session):
+        """Its handlers join, and leave the session locked."""
+        inner, found = telebot.TeleBot("1:test", threaded=False), []
+        inner.register_message_handler(session(count))
+
+        def feeds(message):
+            inner.process_new_updates([update()])
+            found.append((_locks.held(), dict(store)))
+
+        bot.register_message_handler(session.when(n=1)(pytest.fail))
+        bot.register_message_handler(feeds)
+        bot.process_new_updates([update()])
+        assert found == [(1, {})]
+        assert store == {"session:42:42": '{"n":1}'}
+
     def test_a_session_of_another_user(self, bot, store, session):
         """Is one of its own: saved at the end of its block."""
         bot.register_message_handler(session.when(n=1)(pytest.fail))
@@ -446,6 +474,22 @@ class TestWithoutTheInternals:
         bot.register_message_handler(lambda message: held.append(_locks.held()))
         Chat(bot).send("hi")
         assert held == [1]
+
+    def test_the_first_one_is_declared_by_a_handler(self, monkeypatch, store, session):
+        """So that its dispatch isn't noticed, and only the next one is."""
+        for name in self.METHODS:
+            method = inspect.unwrap(getattr(telebot.TeleBot, name))
+            monkeypatch.setattr(telebot.TeleBot, name, method)
+        monkeypatch.setattr(_handler, "watch", functools.cache(_dispatch.watch.__wrapped__))
+        bot = telebot.TeleBot("1:test", threaded=False)
+
+        @bot.message_handler()
+        def declares(message):
+            bot.register_message_handler(session.when(n=None)(count))
+            return ContinueHandling()
+
+        bot.process_new_updates([update()])
+        assert store == {"session:42:42": '{"n":1}'}
 
     @pytest.fixture
     def bare(self, monkeypatch):
