@@ -24,7 +24,7 @@ from telesession.testing import Chat
 from tests import when_bots
 from tests.helpers import Failure, content, count, run_together
 from tests.routing import routing, update
-from tests.stores import Bot, Leasing, message, payload
+from tests.stores import Bot, Leasing, payload
 from tests.when_bots import raising
 from tests.worker import Worker, connect
 
@@ -118,57 +118,46 @@ class TestInBetween:
         bot.process_new_updates([update()])
         assert held == [1]
 
-    def test_a_bot_in_between(self, bot, store, session):
-        """Its handlers join, and leave the session locked."""
+    @pytest.mark.parametrize("leaves", [False, True], ids=["", "leaves another one"])
+    def test_a_bot_in_between(self, bot, store, session, leaves):
+        """Its handlers join, and leave the session locked; what they leave ends with it."""
+        other = with_session(property="other", store=store)
         inner, found = telebot.TeleBot("1:test", threaded=False), []
+        if leaves:
+            inner.register_message_handler(other.when(n=1)(pytest.fail))
         inner.register_message_handler(session(count))
 
         def feeds(message):
             inner.process_new_updates([update()])
             found.append((_locks.held(), dict(store)))
+            return ContinueHandling()
 
         bot.register_message_handler(session.when(n=1)(pytest.fail))
         bot.register_message_handler(feeds)
+        bot.register_message_handler(other.when(n=1)(pytest.fail))
         bot.process_new_updates([update()])
         assert found == [(1, {})]
         assert store == {"session:42:42": '{"n":1}'}
+        assert _locks.held() == 0
 
-    def test_a_bot_in_a_handler(self, bot, store):
-        """Its handlers join what the handler has, whatever else they leave."""
-        one, two = (with_session(property=name, store=store) for name in ("one", "two"))
-        bot.register_message_handler(one.when(n=1)(pytest.fail))
-
-        @bot.message_handler()
-        @two
-        def joins(message):
-            message.two["n"] = 1
-
-        @two
-        def feeds(message):
-            bot.process_new_updates([update()])
-            assert store == {}
-            message.two["n"] += 1
-
-        feeds(message())
-        assert store == {"two:42:42": '{"n":2}'}
-
-    def test_one_of_two_can_not_be_saved(self, bot):
-        """The other one is, and both are unlocked."""
+    def test_some_can_not_be_saved(self, bot):
+        """The others are, and all are unlocked."""
 
         class Failing(dict):
             def __setitem__(self, name, payload):
-                if name.startswith("two"):
+                if not name.startswith("one:"):
                     raise OSError
                 super().__setitem__(name, payload)
 
         store = Failing()
-        one, two = (with_session(property=name, store=store) for name in ("one", "two"))
-        for session in (one, two):
+        for name in ("one", "two", "three"):
+            session = with_session(property=name, store=store)
             bot.register_message_handler(session.when(n=1)(pytest.fail))
             bot.register_message_handler(self.opening(session, "opened"))
-        with pytest.raises(SessionStoreError, match="two:42:42"):
+        with pytest.raises(SessionStoreError, match="three:42:42"):
             bot.process_new_updates([update()])
         assert store == {"one:42:42": '{"opened":1}'}
+        assert _locks.held() == 0
 
     def test_a_session_of_another_user(self, bot, store, session):
         """Is one of its own: saved at the end of its block."""
