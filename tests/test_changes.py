@@ -223,14 +223,31 @@ def test_a_copy_of_a_session_is_plain(session, case):
 
     @session
     def handler(message):
-        message.session["cart"] = ["tea"]
+        message.session.update(cart=["tea"], address={"city": "London"})
         return case(message.session)
 
     for copied in (handler(update), case(update.session)):
         assert type(copied) in (dict, Copied)
         copied["n"] = 1
-        assert copied == {"cart": ["tea"], "n": 1}
+        assert copied == {"cart": ["tea"], "address": {"city": "London"}, "n": 1}
     assert type(case(update.session["cart"])) is list
+    assert type(case(update.session["address"])) is dict
+
+
+@any_of(
+    {
+        "copy": lambda value: value.copy(),
+        "pickle": lambda value: pickle.loads(pickle.dumps(value)),
+    }
+)
+def test_a_copy_of_a_set_is_plain(case):
+    """2.6 Of one in a closed session."""
+    update = message()
+    with_session(initial=lambda: {"tags": {1}}, store=MemoryStore())(lambda message: None)(update)
+
+    copied = case(update.session["tags"])
+    copied.add(2)
+    assert (type(copied), copied, update.session["tags"]) == (set, {1, 2}, {1})
 
 
 @any_of(
