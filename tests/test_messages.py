@@ -385,6 +385,12 @@ MISTAKES = {
         ["MagicMock", "attribute of every name", "Mock(spec=telebot.types.Message", "Chat(bot)"],
     ),
     "JSON": (lambda: DECLARED(count)({"text": SECRET}), TypeError, ["a dict", "de_json"]),
+    "a list": (
+        lambda: DECLARED(count)([message()]),
+        TypeError,
+        ["but with a list of Message.", "takes one update at a time"],
+    ),
+    "nothing": (lambda: DECLARED(count)(), TypeError, ["called without its update."]),
     "None": (lambda: DECLARED(count)(None), TypeError, ["but with None", "menu(call)"]),
     "no self": (
         lambda: Handlers().without_self(message()),
@@ -480,6 +486,14 @@ def test_a_stand_in_that_works(case):
     handler = with_session(store={})(count)
 
     assert [handler(case()), handler(case())] == [1, 2]
+
+
+def test_a_stand_in_behind_one_of_a_bot():
+    """2.2 The update is the one with a sender."""
+    user = SimpleNamespace(from_user=SimpleNamespace(id=1), chat=SimpleNamespace(id=1))
+    handler = with_session(store={})(lambda bot, update: count(update))
+
+    assert [handler(SimpleNamespace(), user), handler(SimpleNamespace(), user)] == [1, 2]
 
 
 def test_what_a_declaration_does_not_have():
