@@ -89,6 +89,11 @@ def test_the_wrapper_looks_like_the_handler(case):
     assert inspect.signature(wrapper) == inspect.signature(described)
 
 
+def test_a_builtin(session):
+    """2.2 `inspect.signature` finds none of this one."""
+    assert session(vars)(message())["session"] == {}
+
+
 @pytest.mark.parametrize("value", [None, False, object()])
 def test_the_return_value_is_passed_on(session, value):
     """2.2 The wrapper is transparent: return value."""

@@ -397,6 +397,11 @@ MISTAKES = {
         TypeError,
         ["Handlers.without_self", "its first parameter is self"],
     ),
+    "no self, and a stand-in": (
+        lambda: Handlers().without_self(SimpleNamespace(chat=SimpleNamespace(id=1))),
+        TypeError,
+        ["Handlers.without_self", "its first parameter is self"],
+    ),
     "no object": (
         lambda: Handlers.right(message()),
         TypeError,
@@ -488,12 +493,13 @@ def test_a_stand_in_that_works(case):
     assert [handler(case()), handler(case())] == [1, 2]
 
 
-def test_a_stand_in_behind_one_of_a_bot():
-    """2.2 The update is the one with a sender."""
-    user = SimpleNamespace(from_user=SimpleNamespace(id=1), chat=SimpleNamespace(id=1))
-    handler = with_session(store={})(lambda bot, update: count(update))
+@pytest.mark.parametrize(("key", "name"), [(keys.user, "from_user"), (keys.chat, "chat")])
+def test_a_stand_in_behind_one_of_a_bot(key, name):
+    """2.2 The update is the one with a user or a chat."""
+    update = SimpleNamespace(**{name: SimpleNamespace(id=1)})
+    handler = with_session(store={}, key=key)(lambda bot, update: count(update))
 
-    assert [handler(SimpleNamespace(), user), handler(SimpleNamespace(), user)] == [1, 2]
+    assert [handler(SimpleNamespace(), update), handler(SimpleNamespace(), update)] == [1, 2]
 
 
 def test_what_a_declaration_does_not_have():
