@@ -45,8 +45,7 @@ class Dispatch:
         if (locks, name) in self.refused:
             return False
         self.refused = {*self.refused, (locks, name)}
-        visit.thread, visit.sessions, visit.left = threading.get_ident(), [], True
-        visit.around = innermost.get(visit.thread)
+        visit.left, visit.around = True, innermost.get(visit.thread)
         self.keep(visit)
         innermost[visit.thread] = visit
         return True

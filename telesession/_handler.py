@@ -110,7 +110,8 @@ class Stack:
         for options in self.options:
             if busy.property == options.property:
                 name = f"{options.prefix}{busy.key}"
-                if dispatch is not None and not dispatch.refuse(options.locks, name, Visit()):
+                refused = Visit(threading.get_ident())
+                if dispatch is not None and not dispatch.refuse(options.locks, name, refused):
                     break  # an earlier handler of this update has been refused it
                 if dispatch is not None and options.busy in dispatch.told:
                     break  # the same callback has run for another session of this update
@@ -140,15 +141,15 @@ def wrap(options: Options, handler: Handler, condition: Condition | None = None)
         if type(update) not in _updates:
             update = find(args, kwargs)
         thread = threading.get_ident()
-        visit = Visit()
+        visit = Visit(thread, update)
         busy: SessionBusy | None = None
         try:
             try:
                 try:
                     if store is None or thread in innermost:
-                        visit = visit.enter_among(thread, declared, timeout, update)
+                        visit = visit.enter_among(declared, timeout)
                     else:
-                        visit.enter(thread, declared, store, timeout, update)
+                        visit.enter(declared, store, timeout)
                 except SessionBusy as error:
                     if not isinstance(error, Dropped) and timeout:
                         raise

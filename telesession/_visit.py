@@ -41,18 +41,8 @@ class Dropped(SessionBusy):
 class Visit:
     """An update's visit to its sessions, or that of an `open` block."""
 
-    sessions: list[UnopenedSession]  #: the sessions that it locks, in the order of locking
-    thread = 0  #: the thread that it runs on; 0 when nothing is left to do
-    update: Any = None  #: the update that shows the sessions; `None` in an `open` block
-    store: Store | None = None  #: the store that opened the sessions, once it has
-    lease: Any = None  #: the store's lease on the sessions
-    saving = False  #: whether the store may have received the changes
-    saved = False  #: whether no saving is left to do
-    # Most visits never set the rest, and pay nothing for defaults on the class.
-    since = 0.0  #: when it began, by `time.monotonic`
     touch = True  #: whether sessions that are not saved begin a new ttl
     again = False  #: whether `leave` was interrupted
-    left = False  #: whether it is left to the dispatch, with its sessions locked
     task: Any = None  #: the task of an event loop that runs the block
     around: "Visit | None" = None  #: the next visit outwards on the thread
     parent: "Visit | None" = None  #: the next one whose handler or block runs, of the same task
@@ -63,14 +53,21 @@ class Visit:
     absent: Sequence[tuple[str, NoSession]] = ()
     before: "dict[int, _Before] | None" = None  #: how to undo this part: by the session's `id`
 
-    def enter(
-        self, thread: int, stack: Sequence[Options], store: Any, timeout: float, update: Any
-    ) -> None:
+    def __init__(self, thread: int, update: Any = None) -> None:
+        self.thread = thread  #: the thread that it runs on; 0 when nothing is left to do
+        self.update = update  #: the update that shows the sessions; `None` in an `open` block
+        #: the sessions that it locks, in the order of locking
+        self.sessions: list[UnopenedSession] = []
+        self.since = 0.0  #: when it began, by `time.monotonic`
+        self.store: Store | None = None  #: the store that opened the sessions, once it has
+        self.lease: Any = None  #: the store's lease on the sessions
+        self.saving = False  #: whether the store may have received the changes
+        self.saved = False  #: whether no saving is left to do
+        self.left = False  #: whether it is left to the dispatch, with its sessions locked
+
+    def enter(self, stack: Sequence[Options], store: Store, timeout: float) -> None:
         """Lock, load and show the sessions of an update."""
-        sessions: list[UnopenedSession] = []
-        self.sessions = sessions
-        self.thread = thread
-        self.update = update
+        update, sessions = self.update, self.sessions
         names: list[str] = []
         waited = False
         for options in stack:
@@ -126,7 +123,7 @@ class Visit:
                 check_free(update, property, session)
             setattr(update, property, session)
             session.__class__ = Session
-        innermost[thread] = self
+        innermost[self.thread] = self
 
     def save(self) -> None:
         """Save what the handler changed: all of it, or nothing and raise."""
@@ -292,20 +289,15 @@ class Visit:
             if self.thread:
                 self.leave()
 
-    def enter_among(
-        self, thread: int, stack: Sequence[Options], timeout: float, update: Any
-    ) -> "Visit":
+    def enter_among(self, stack: Sequence[Options], timeout: float) -> "Visit":
         """`enter` inside of another visit or a dispatch, or with several stores.
 
         Returns the visit that holds the sessions: one that was left with exactly these, or `self`.
         """
-        left = _left_for(thread, stack, update)
+        left = _left_for(self.thread, stack, self.update)
         if left is None:
             self.__class__ = FullVisit
-            self.sessions = []
-            self.thread = thread
-            self.update = update
-            self._enter([(options, options.name(update)) for options in stack], timeout)
+            self._enter([(options, options.name(self.update)) for options in stack], timeout)
             return self
         left._resume_all()
         return left
@@ -490,8 +482,6 @@ class FullVisit(Visit):
     def enter_block(self, options: Options, names: Sequence[str]) -> list[dict[str, Any]]:
         """Open the sessions of an `open` block, and return them in the order of ``names``."""
         mind_stop()
-        self.sessions = []
-        self.thread = threading.get_ident()
         self.task = current_task()
         wanted: list[tuple[Options, str | None]] = [(options, name) for name in sorted(names)]
         self._enter(wanted, options.lock_timeout)

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import functools
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
@@ -294,7 +295,7 @@ class Declaration(_Mistakes, Generic[Data]):
     def _block(
         self, names: Sequence[str], *, apart: bool = False, blank: bool = False
     ) -> Iterator[list[dict[str, Any]]]:
-        visit = FullVisit()
+        visit = FullVisit(threading.get_ident())
         visit.apart = apart
         visit.blank = blank
         try:
