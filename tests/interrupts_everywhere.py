@@ -486,6 +486,25 @@ def when_one_fails(world: World) -> None:
         _feed(world, bot)
 
 
+def when_two_are_left(world: World) -> None:
+    """What is opened of both, on two stores, is saved together when the dispatch ends."""
+    bot = _bot(one=world.a.when(n=5)(print), two=world.other.when(n=5)(print))
+
+    def works(update: Any) -> None:
+        with world.a.open(update) as data, world.other.open(update) as more:
+            data["worked"] = more["worked"] = True
+
+    bot.register_message_handler(works)
+    _feed(world, bot)
+
+
+def when_in_a_dispatch(world: World) -> None:
+    """A handler has a session that its dispatch left, and one of the dispatch around it."""
+    inner = _bot(one=world.c.when(n=5)(print), two=world.a(changes(world.c)))
+    bot = _bot(one=world.a.when(n=5)(print), two=lambda update: _feed(world, inner))
+    _feed(world, bot)
+
+
 def waits(world: World) -> Iterator[None]:
     """Another thread has the session, and lets go when we are in line; more come behind us."""
     release = threading.Event()
@@ -612,7 +631,8 @@ SCENARIOS: dict[str, Callable[[World], Iterator[None] | None]] = {
         *(no_session, upgraded, stack, stack_on_two_stores, joins, joins_and_adds),
         *(joins_with_another_update, opens_inside, part_fails, part_is_cut_short),
         *(opened, opened_together, opened_inside, apart, removed, removed_inside, only_looked_at),
-        *(when, when_none, when_others_open, when_one_fails),
+        *(when, when_none, when_others_open, when_one_fails, when_two_are_left),
+        when_in_a_dispatch,
         *(waits, hands_over, times_out, dropped, dropped_in_a_dispatch, gives_way, cycle),
     )
 }
