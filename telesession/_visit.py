@@ -443,11 +443,11 @@ class FullVisit(Visit):
         for session in self.sessions:
             other.sessions.append(session)
             session._options.locks.hand_over(session._name, other)
-        other.store = other.store or self.store
         unlink(self.thread, self)
         self.left = False
         # In one line, so that an interrupt can't leave a lease to both.
         other.shares, self.thread = [*shares, *self._to_shares()], 0
+        other.store = other.store or self.store
 
     def _read(self, sessions: Sequence[UnopenedSession], timeout: float) -> None:
         """Lease and read further sessions, on one store after the other."""
