@@ -37,7 +37,7 @@ class UnopenedSession(dict[str, Any]):
         if not start:
             return start
         payload = options.encoded(self._name, start, None)
-        if self._stored is None and self._before is None:
+        if self._stored is None:
             self._before = payload
         started: dict[Any, Any] = options.codec.loads(payload)
         return started
