@@ -124,6 +124,18 @@ def test_removing_in_a_handler_that_has_the_session(session, store):
     assert store == {}
 
 
+def test_peek_while_the_sessions_are_opening(store):
+    """5.7 It is what is stored of one that is not loaded yet."""
+    found = []
+    b = with_session(property="b", store=store)
+    a = with_session(property="a", store=store, initial=lambda: {"was": b.peek(key="42:42")})
+    store["b:42:42"] = '{"n":1}'
+
+    a(b(lambda update: found.append(update.a)))(message())
+
+    assert found == [{"was": {"n": 1}}]
+
+
 def test_peek_in_a_handler_is_a_copy_of_what_it_has(session, store):
     """5.7 And elsewhere of what is stored, without waiting for the handler."""
     keep(store, n=1, l=[])

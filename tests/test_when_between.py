@@ -18,7 +18,7 @@ from telesession import (
 from tests import when_bots
 from tests.helpers import Failure, count, run_together
 from tests.routing import routing, update
-from tests.stores import Leasing, payload
+from tests.stores import Clock, Leasing, payload, put
 from tests.when_bots import raising
 from tests.worker import Worker, connect
 
@@ -237,6 +237,42 @@ class TestInBetween:
         with pytest.raises(SessionStoreError):
             bot.process_new_updates([update()])
         assert [(store.kept, store.leases) for store in stores] == [({}, {})] * 2
+
+    def test_one_of_two_that_were_left_is_handled(self, bot, store):
+        """5.8 What a block changed of the other one is saved when the dispatch ends."""
+        a, b = (with_session(property=name, store=store) for name in "ab")
+        bot.register_message_handler(a.when(n=2)(pytest.fail))
+        bot.register_message_handler(b.when(n=2)(pytest.fail))
+
+        @bot.message_handler()
+        def between(message):
+            with a.open(message) as mine, b.open(message) as more:
+                mine["n"] = more["n"] = 1
+            return ContinueHandling()
+
+        @bot.message_handler()
+        @a.when(n=1)
+        def handler(message):
+            message.a["n"] = 2
+            return ContinueHandling()
+
+        bot.process_new_updates([update()])
+        assert store == {"a:42:42": '{"n":2}', "b:42:42": '{"n":1}'}
+
+    def test_a_handler_after_a_miss_raises(self):
+        """4.6, 5.8 The session lives for another ttl, since an update opened it."""
+        clock = Clock()
+        store = MemoryStore(clock=clock)
+        session = with_session(store=store, ttl=60)
+        bot = telebot.TeleBot("1:test", threaded=False)
+        bot.register_message_handler(session.when(n=2)(pytest.fail))
+        bot.register_message_handler(session(raising))
+        put({"n": 1}, store=store, ttl=60)
+        for _ in range(2):
+            clock.advance(40)
+            with pytest.raises(Failure):
+                bot.process_new_updates([update()])
+        assert session.peek(key="42:42") == {"n": 1}
 
     def test_a_removal_that_is_not_saved(self, bot):
         """6.3, 5.8 The caller hears of it, also where the codec makes an empty text of no data."""
