@@ -387,9 +387,7 @@ class FullVisit(Visit):
         unlink(self.thread, self)
         super().leave()
         for session in self.sessions:
-            _set(session, "_updates", [])  # this and the next lines break reference cycles
-        self.own = self.before = None
-        self.joined = ()
+            _set(session, "_updates", [])  # breaks a reference cycle
 
     def _abandon(self) -> None:
         if self.root is not None:  # sessions that the root leased for this part stay with it

@@ -2,6 +2,7 @@
 
 import gc
 import tracemalloc
+import weakref
 from contextlib import suppress
 
 import pytest
@@ -118,6 +119,58 @@ def test_a_block_that_outlives_a_handler_that_fails(session, store, other):
         update.session["n"] = 6
     assert update.session == {}
     assert store == {}
+
+
+def test_a_block_apart_that_outlives_its_handler(session, other, store):
+    """5.6 What it had begun is not saved when it ends, after others have written."""
+    left = []
+
+    def generator():
+        with other.open(key="1:1", apart=True) as data:
+            data["n"] = 1
+            yield
+        yield
+
+    @session
+    def handler(update):
+        left.append(generator())
+        next(left[0])
+
+    handler(message())
+    with other.open(key="1:1") as data:
+        data["n"] = 5
+    next(left[0])
+
+    assert content(store) == {"other:1:1": {"n": 5}}
+
+
+@pytest.mark.parametrize("how", ["open", "call"])
+def test_nothing_stays_for_the_garbage_collector(session, other, how):
+    """5.5 An update is gone at once, with all that a handler had of it."""
+
+    @other
+    def part(update):
+        update.other["n"] = 1
+
+    @session
+    def handler(update):
+        count(update)
+        for _ in range(2):
+            if how == "call":
+                part(update)
+            else:
+                with session.open(update), other.open(update) as data:
+                    data["n"] = 1
+
+    gc.disable()
+    try:
+        update = message()
+        gone = weakref.ref(update)
+        handler(update)
+        del update
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 # Stores that fail, and several of them

@@ -1,6 +1,7 @@
 """5.8 `Declaration.when`: nothing is lost by what comes between two handlers that are tried."""
 
 import contextlib
+import threading
 
 import pytest
 import telebot
@@ -9,6 +10,7 @@ from telebot.handler_backends import BaseMiddleware, ContinueHandling
 
 from telesession import (
     MemoryStore,
+    SessionBusy,
     SessionClosed,
     SessionStoreError,
     _locks,
@@ -16,9 +18,9 @@ from telesession import (
     with_session,
 )
 from tests import when_bots
-from tests.helpers import Failure, count, run_together
+from tests.helpers import Failure, count, run_together, until
 from tests.routing import routing, update
-from tests.stores import Clock, Leasing, payload, put
+from tests.stores import TIMEOUT, Clock, Leasing, payload, put
 from tests.when_bots import raising
 from tests.worker import Worker, connect
 
@@ -258,6 +260,38 @@ class TestInBetween:
 
         bot.process_new_updates([update()])
         assert store == {"a:42:42": '{"n":2}', "b:42:42": '{"n":1}'}
+
+    def test_what_was_taken_over_stays_locked(self, bot, store):
+        """5.4 A handler that would close a cycle of waiting is told, and does not give way."""
+        a, b, c = (with_session(property=name, store=store) for name in "abc")
+        opened, reached, order = threading.Event(), threading.Event(), []
+        bot.register_message_handler(a.when(n=2)(pytest.fail))
+        bot.register_message_handler(b.when(n=2)(pytest.fail))
+
+        @bot.message_handler()
+        @a
+        @b
+        def handler(message):
+            reached.set()
+            until(lambda: a._options.locks.lines)
+            with pytest.raises(SessionBusy), c.open(message):
+                pass
+            order.append("handled")
+            message.a["n"] = 1
+
+        def other_thread():
+            with c.open(key="42:42"):
+                opened.set()
+                reached.wait(TIMEOUT)
+                with a.open(key="42:42") as data:
+                    order.append(dict(data))
+
+        thread = threading.Thread(target=other_thread)
+        thread.start()
+        opened.wait(TIMEOUT)
+        bot.process_new_updates([update()])
+        thread.join(TIMEOUT)
+        assert order == ["handled", {"n": 1}]
 
     def test_a_handler_after_a_miss_raises(self):
         """4.6, 5.8 The session lives for another ttl, since an update opened it."""
