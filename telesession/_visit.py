@@ -16,7 +16,7 @@ what is left to do, and is called again where it was interrupted itself.
 import threading
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 from telesession._dispatch import current_task, innermost, leave_inside, running, unlink
 from telesession._locks import Locks
@@ -179,12 +179,13 @@ class Visit:
         """Whether it has loaded nothing yet, so that it can do without its locks for a while."""
         return self.store is None
 
-    def find(self, locks: Locks, name: str) -> UnopenedSession | None:
+    def find(self, locks: Locks, name: str) -> UnopenedSession:
         """The session of this visit with that name."""
-        for session in self.sessions:
-            if session._name == name and session._options.locks is locks:
-                return session
-        return None
+        return next(
+            session
+            for session in self.sessions
+            if session._name == name and session._options.locks is locks
+        )
 
     def _wait(self, session: UnopenedSession, again: bool = False) -> None:
         """Wait for the lock of a session, unless its declaration says not to."""
@@ -442,7 +443,6 @@ class FullVisit(Visit):
             other.sessions.append(session)
             session._options.locks.hand_over(session._name, other)
         unlink(self.thread, self)
-        self.left = False
         # In one line, so that an interrupt can't leave a lease to both.
         other.shares, self.thread = [*shares, *self._to_shares()], 0
         other.store = other.store or self.store
@@ -564,30 +564,21 @@ class FullVisit(Visit):
             self.around = innermost.get(thread)
             innermost[thread] = self
 
-    def _check_joins(self, holder: "Visit", session: UnopenedSession | None) -> None:
+    def _check_joins(self, holder: "Visit", session: UnopenedSession) -> None:
         """Refuse to join a session that is still opening, or that another task has open."""
-        users = [holder] if session is None else [holder, session._user]
-        for user in users:
+        why = ""
+        for user in (holder, session._user):
             task = None if user is None else user.task
             if task is not None and task is not current_task():
-                self._refuse_join(
-                    session,
+                why = (
                     "is open in another task of this thread's event loop, which could not go on "
                     "while this one waited for it. Have no `await` inside of the block, or open "
-                    "it in a thread: `await asyncio.to_thread(...)`.",
+                    "it in a thread: `await asyncio.to_thread(...)`."
                 )
-        entry = innermost.get(self.thread)
-        while entry is not None and entry is not holder:
-            entry = entry.around
-        if entry is None or session is None:
-            self._refuse_join(
-                session,
-                "is just being opened: its key, initial, upgrade and codec can't open it.",
-            )
-
-    def _refuse_join(self, session: UnopenedSession | None, why: str) -> NoReturn:
-        name = "" if session is None else session._name
-        raise SessionBusy(f"{name!r} {why}", name)
+        if not why and type(session) is UnopenedSession and session._user is not None:
+            why = "is just being opened: its key, initial, upgrade and codec can't open it."
+        if why:
+            raise SessionBusy(f"{session._name!r} {why}", session._name)
 
     def _note_before(self, joins: Iterable[UnopenedSession]) -> "dict[int, _Before]":
         """Note the state of the sessions that this part may change: joined ones and outer ones."""
@@ -633,13 +624,13 @@ class FullVisit(Visit):
     def _resume(self, session: UnopenedSession, options: Options) -> None:
         """Reopen a session that was left to the dispatch."""
         session._user = self
-        if type(session) is UnopenedSession:  # another session of its stack failed to load
-            session._options = options
+        if session._options is not options and _pending(session) is None:
+            _become(session, UnopenedSession)  # with other options, it may begin otherwise
+            dict.clear(session)
+        session._options = options
+        if type(session) is UnopenedSession:  # perhaps another session of its stack failed to load
             self._load(session)
             return
-        if session._options is not options:
-            session._options = options
-            session._reload(_pending(session))
         if not any(one is self.update for one in _updates(session)):
             session._updates = [*_updates(session), self.update]
         self._show(session)
@@ -830,7 +821,7 @@ def in_use(options: Options, name: str) -> dict[str, Any] | None:
     if holder is None or holder.thread != thread or holder.task not in (None, current_task()):
         return None
     session = holder.find(options.locks, name)
-    if session is None or type(session) is UnopenedSession:
+    if type(session) is UnopenedSession:
         return None
     value = _value(session)
     return dict(value) if isinstance(value, dict) else {}

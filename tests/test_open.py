@@ -11,6 +11,7 @@ from telesession import (
     SessionDataError,
     SessionError,
     SessionUnavailable,
+    _locks,
     keys,
     with_session,
 )
@@ -166,6 +167,58 @@ def test_opposite_orders_are_told(session):
 
     outcomes = run_together(lambda: pay(1, 2), lambda: pay(2, 1))
     assert sorted(map(type, outcomes), key=str) == sorted([SessionBusy, type(None)], key=str)
+
+
+def test_a_session_that_is_open_while_the_next_is_loaded(store):
+    """What gives the first data of a stack's second session can use its first one."""
+    a = with_session(property="a", store=store)
+
+    def initial():
+        with a.open(key="42:42") as data:
+            data["n"] = data.get("n", 0) + 1
+            return dict(data)
+
+    b = with_session(property="b", store=store, initial=initial)
+    found = []
+
+    @a
+    @b
+    def handler(update):
+        found.append((dict(update.a), dict(update.b)))
+        update.a["n"] += 1
+
+    handler(message())
+
+    assert found == [({"n": 1}, {"n": 1})]
+    assert store == {"a:42:42": '{"n":2}'}
+    assert _locks.held() == 0
+
+
+@pytest.mark.parametrize("how", ["handler", "block", "block inside of a handler", "apart"])
+def test_a_session_that_is_just_being_opened(store, how):
+    """What gives its first data can't open it, and is told so."""
+
+    def initial():
+        with session.open(key="42:42") as data:
+            return data
+
+    session = with_session(store=store, initial=initial)
+    other = with_session(property="other", store=store)
+
+    def body(update):
+        with session.open(update, apart=how == "apart"):
+            pytest.fail("it can't be open")
+
+    with says(SessionBusy, "'session:42:42'", "just being opened") as caught:
+        if how == "handler":
+            session(pytest.fail)(message())
+        elif how == "block":
+            body(message())
+        else:
+            other(body)(message())
+    assert (caught.value.property, caught.value.key) == ("session", "42:42")
+    assert _locks.held() == 0
+    assert store == {}
 
 
 def test_no_session(store):

@@ -12,6 +12,7 @@ from telesession import (
     MemoryStore,
     SessionBusy,
     SessionClosed,
+    SessionDataError,
     SessionStoreError,
     _locks,
     keys,
@@ -21,6 +22,7 @@ from tests import when_bots
 from tests.helpers import Failure, count, run_together, until
 from tests.routing import routing, update
 from tests.stores import TIMEOUT, Clock, Leasing, payload, put
+from tests.updates import UPDATES
 from tests.when_bots import raising
 from tests.worker import Worker, connect
 
@@ -424,16 +426,19 @@ class TestInBetween:
         assert store == {"session:42:42": '{"n":2}', "session:43:43": '{"n":1}'}
 
     @pytest.mark.parametrize("fails", [False, True], ids=["returns", "raises"])
-    def test_a_stack_of_what_two_dispatches_have_left(self, bot, fails):
+    @pytest.mark.parametrize("changed", ["ab", "b"])
+    def test_a_stack_of_what_two_dispatches_have_left(self, bot, fails, changed):
         """4.1, 5.8 One session was left by the inner dispatch, one by that around it: a handler
-        with both changes both, or none."""
-        store = Leasing()
+        with both changes all or nothing."""
+        store, was = Leasing(), ('{"m":1}', None)
+        store.kept = {"a:42:42": was, "b:42:42": was}
         a, b = (with_session(property=name, store=store) for name in "ab")
 
         @b
         @a
         def both(message):
-            message.a["n"] = message.b["n"] = 1
+            for name in changed:
+                getattr(message, name)["n"] = 1
             if fails:
                 raise Failure
 
@@ -448,8 +453,74 @@ class TestInBetween:
                 inner.process_new_updates([update()])
 
         bot.process_new_updates([update()])
-        assert sorted(store.kept) == ([] if fails else ["a:42:42", "b:42:42"])
+        saved = [name for name in sorted(store.kept) if store.kept[name] != was]
+        assert saved == [f"{name}:42:42" for name in changed if not fails]
         assert store.leases == {}
+
+    def test_what_could_not_be_read_in_between(self, bot, store, session):
+        """4.5 It can't be read by a later handler either, and is left as it is."""
+        other = with_session(property="other", store=store)
+        store["other:42:42"] = "nonsense"
+        bot.register_message_handler(session.when(n=1)(pytest.fail))
+
+        @bot.message_handler()
+        def between(message):
+            with pytest.raises(SessionDataError), session.open(message), other.open(message):
+                pass
+            return ContinueHandling()
+
+        ran = []
+        bot.register_message_handler(session(other(ran.append)))
+        with contextlib.suppress(SessionDataError):  # class middlewares have it logged
+            bot.process_new_updates([update()])
+        assert ran == []
+        assert store == {"other:42:42": "nonsense"}
+
+    @pytest.mark.parametrize("stacked", [False, True], ids=["alone", "in a stack"])
+    def test_a_part_that_fails_in_a_later_handler(self, bot, store, session, stacked):
+        """4.1 What it changed of the handler's session is taken back."""
+        other = with_session(property="other", store=store)
+        third = with_session(property="third", store=store)
+
+        @session
+        def handler(message):
+            message.session["n"] = 2
+            with contextlib.suppress(Failure), third.open(message):
+                message.session["n"] = 3
+                raise Failure
+
+        bot.register_message_handler(session.when(n=1)(pytest.fail))
+        bot.register_message_handler(other(handler) if stacked else handler)
+        bot.process_new_updates([update()])
+        assert store == {"session:42:42": '{"n":2}'}
+
+    def test_another_declaration_of_the_session(self, bot, store):
+        """1.1 Each handler has the session as its own declaration says."""
+        first, second = (with_session(store=store, initial=lambda n=n: {"was": n}) for n in "ab")
+        found = []
+        bot.register_message_handler(first.when(was="b")(pytest.fail))
+        bot.register_message_handler(second(lambda message: found.append(dict(message.session))))
+        bot.process_new_updates([update()])
+        assert found == [{"was": "b"}]
+
+    def test_another_update_of_the_session(self, bot, store):
+        """2.4 A handler that is called with the message of a click replaces the session."""
+        per_chat = with_session(key=keys.chat, store=store)
+
+        @per_chat
+        def menu(message):
+            message.session = {"page": 1}
+
+        def opens(call):
+            with per_chat.open(call):
+                return ContinueHandling()
+
+        bot.register_callback_query_handler(per_chat.when(n=1)(pytest.fail), func=None)
+        bot.register_callback_query_handler(opens, func=None)
+        bot.register_callback_query_handler(lambda call: menu(call.message), func=None)
+        click = {**UPDATES["callback_query"]}
+        bot.process_new_updates([types.Update.de_json({"update_id": 1, "callback_query": click})])
+        assert list(store.values()) == ['{"page":1}']
 
     def test_a_dispatch_in_a_handler(self, bot, store, session):
         """A handler feeds the bot: all of it works on the session of the one around."""
