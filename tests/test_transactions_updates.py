@@ -290,6 +290,18 @@ def failing(session, update):
     return join
 
 
+def failing_with_a_copy(session, update):
+    @session
+    def fails(copied):
+        raise Failure
+
+    def join(number):
+        with suppress(Failure):
+            fails(copy.copy(update))
+
+    return join
+
+
 def adding(session, update):
     def join(number):
         with session.open(key=f"{number}:1") as data:
@@ -298,7 +310,10 @@ def adding(session, update):
     return join
 
 
-@pytest.mark.parametrize("how", [same_update, copied_update, replacing, opening, failing, adding])
+HOW = [same_update, copied_update, replacing, opening, failing, failing_with_a_copy, adding]
+
+
+@pytest.mark.parametrize("how", HOW)
 def test_the_ten_thousandth_join_costs_as_the_first(how):
     """2.5 Also with copies of the message, and with dicts in the session's place."""
     session = with_session(store=MemoryStore())

@@ -6,7 +6,7 @@ import threading
 import pytest
 import telebot
 from telebot import types
-from telebot.handler_backends import BaseMiddleware, ContinueHandling
+from telebot.handler_backends import ContinueHandling
 
 from telesession import (
     MemoryStore,
@@ -20,11 +20,10 @@ from telesession import (
 )
 from tests import when_bots
 from tests.helpers import Failure, count, run_together, until
-from tests.routing import routing, update
+from tests.routing import update
 from tests.stores import TIMEOUT, Clock, Leasing, payload, put
 from tests.updates import UPDATES
-from tests.when_bots import raising
-from tests.worker import Worker, connect
+from tests.when_bots import handled, raising
 
 nothing_left = when_bots.nothing_left
 bot = when_bots.bot
@@ -494,6 +493,21 @@ class TestInBetween:
         bot.process_new_updates([update()])
         assert store == {"session:42:42": '{"n":2}'}
 
+    def test_a_block_after_one_that_raised(self, bot, store, session):
+        """4.1, 5.8 What it changes is saved when the dispatch ends."""
+        bot.register_message_handler(session.when(n=1)(pytest.fail))
+
+        @bot.message_handler()
+        def between(message):
+            for n in (1, 2):
+                with contextlib.suppress(Failure), session.open(message) as data:
+                    data["n"] = n
+                    if n == 1:
+                        raise Failure
+
+        bot.process_new_updates([update()])
+        assert store == {"session:42:42": '{"n":2}'}
+
     def test_another_declaration_of_the_session(self, bot, store):
         """1.1 Each handler has the session as its own declaration says."""
         first, second = (with_session(store=store, initial=lambda n=n: {"was": n}) for n in "ab")
@@ -535,82 +549,3 @@ class TestInBetween:
 
         bot.process_new_updates([update()])
         assert store == {"session:42:42": '{"step":"in","n":1}'}
-
-
-@contextlib.contextmanager
-def handled(bot):
-    """Expect a `Failure` that reaches whoever fed the bot, or its middlewares."""
-    if not bot.use_class_middlewares:
-        with pytest.raises(Failure):
-            yield
-        return
-    seen = []
-
-    class Middleware(BaseMiddleware):
-        update_types = ("message",)
-        update_sensitive = False
-
-        def pre_process(self, message, data):
-            pass
-
-        def post_process(self, message, data, exception):
-            seen.append(type(exception))
-
-    bot.setup_middleware(Middleware())
-    yield
-    assert seen == [Failure]
-
-
-#: What an update does to its session in `routing`, beside being handled.
-EACH = ("opened", "before", "after")
-
-
-@pytest.mark.parametrize("middlewares", [False, True], ids=["plain", "class middlewares"])
-@pytest.mark.parametrize("where", ["memory", "sqlite", "redis"])
-def test_nothing_is_lost_whatever_comes_in_between(request, where, middlewares):
-    """Contract 5.8: 8 threads, filters that open sessions, call decorated functions and feed
-    another bot, middlewares and other handlers: every update is handled, and every change kept.
-    """
-    store = MemoryStore()
-    if where == "sqlite":
-        from telesession.sql import SQLStore
-
-        store = SQLStore(request.getfixturevalue("sqlite"))
-    elif where == "redis":
-        from telesession.redis import RedisStore
-
-        store = RedisStore(request.getfixturevalue("valkey"))
-    total = 8 * 10
-    done = routing(store, 8, 10, middlewares)
-    check_routed(store, done, total, middlewares)
-
-
-@pytest.mark.parametrize("where", ["sqlite", "redis"])
-def test_nothing_is_lost_between_processes(request, where):
-    """Contract 5.8: the same for two processes of 4 threads."""
-    if where == "redis":
-        request.getfixturevalue("valkey")
-        url = f"redis://127.0.0.1:{request.getfixturevalue('valkey_port')}"
-    else:
-        url = request.getfixturevalue("sqlite_url")
-    with Worker(url, "route", 4, 10) as one, Worker(url, "route", 4, 10) as two:
-        for worker in (one, two):
-            assert worker.read() == "ready"
-        for worker in (one, two):
-            worker.go()
-        counted = [worker.read() for worker in (one, two)]
-    done = {name: sum(each.get(name, 0) for each in counted) for name in {*counted[0], *counted[1]}}
-    with connect(url) as store:
-        check_routed(store, done, 80, True)
-
-
-def check_routed(store, done, total, middlewares):
-    assert (done["lost"], done["handled"]) == (0, total)
-    kept = with_session(store=store).peek(key="42:42")
-    record = with_session(store=store, property="record").peek(key=42)
-    assert kept.pop("n") == total
-    assert {**kept, **record} == {
-        name: times for name, times in done.items() if name not in ("lost", "handled")
-    }
-    for name in EACH[: 3 if middlewares else 1]:
-        assert done[name] == total
