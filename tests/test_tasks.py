@@ -34,6 +34,19 @@ def feed(bot, user=42):
 class TestTasks:
     """What a task has open, another one of its thread can't join, and all else works."""
 
+    def test_what_an_interrupt_kept_open(self, session, store):
+        """It ends with what the task has open around it, unsaved."""
+
+        async def main():
+            inner = session.open(key="7:7", apart=True)
+            with session.open(key="42:42") as data:
+                data["n"] = 1
+                inner.__enter__()["n"] = 1
+            assert (_locks.held(), _dispatch.innermost) == (0, {})
+
+        run(main())
+        assert content(store) == {"session:42:42": {"n": 1}}
+
     def test_what_another_task_has_open_is_refused(self, session, store):
         """With the reason; the first one's update is not lost."""
 

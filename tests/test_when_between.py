@@ -137,6 +137,14 @@ class TestInBetween:
         assert store == {"session:42:42": '{"n":1}'}
         assert _locks.held() == 0
 
+    def test_an_open_that_an_interrupt_kept_from_ending(self, bot, store, session):
+        """It ends with the dispatch, unsaved."""
+        block = session.open(key="7:7")
+        bot.register_message_handler(session.when(n=1)(pytest.fail))
+        bot.register_message_handler(lambda message: block.__enter__().update(n=1))
+        bot.process_new_updates([update()])
+        assert (_locks.held(), _dispatch.innermost, store) == (0, {}, {})
+
     def test_some_can_not_be_saved(self, bot):
         """Then none is saved, and all are unlocked."""
 
