@@ -1,12 +1,14 @@
 """5.2, 5.4 Waiting for a session: the line, cycles in it, and who serves the bot meanwhile."""
 
 import contextlib
+import inspect
 import threading
 import time
 
 import pytest
+from telebot.util import WorkerThread
 
-from telesession import SessionBusy, _locks, _workers, keys, with_session
+from telesession import SessionBusy, _handler, _locks, _workers, keys, with_session
 from tests.helpers import Failure, run_together, says, until
 from tests.stores import TIMEOUT, Bot, message, payload
 
@@ -371,6 +373,19 @@ def _raise_if_bad(message):
 
 class TestStopping:
     """`TeleBot.stop_bot` waits for the handlers that run, and for those in line."""
+
+    @pytest.fixture(autouse=True)
+    def new_process(self, monkeypatch):
+        """As in a process in which no session has been opened yet."""
+
+        def forget():
+            _workers._wrap_join.cache_clear()
+            _handler._updates.clear()
+
+        monkeypatch.setattr(WorkerThread, "join", inspect.unwrap(WorkerThread.join))
+        forget()
+        yield
+        forget()
 
     @pytest.fixture
     def stopping(self, session):
