@@ -192,17 +192,20 @@ class Locks:
                 return False
 
     def _enter(self, waiter: _Waiter) -> None:
-        with _everyone.mutex:  # `_leave` frees it after an interrupt
-            _everyone.waiting[waiter.holder.thread] = waiter  # first; `_leave` drops it last
-            line = self.lines.setdefault(waiter.name, _Line())
-            places = [number for number, one in enumerate(line) if one.holder is waiter.holder]
-            if places:
-                line[places[0]] = waiter
-            else:
-                line.append(waiter)
-            self._grant(waiter.name)  # it may have been released just before there was a line
-            if self.holders.get(waiter.name) is not waiter.holder:
-                _break_cycle(waiter)
+        try:
+            with _everyone.mutex:
+                _everyone.waiting[waiter.holder.thread] = waiter  # first; `_leave` drops it last
+                line = self.lines.setdefault(waiter.name, _Line())
+                places = [number for number, one in enumerate(line) if one.holder is waiter.holder]
+                if places:
+                    line[places[0]] = waiter
+                else:
+                    line.append(waiter)
+                self._grant(waiter.name)  # it may have been released just before there was a line
+                if self.holders.get(waiter.name) is not waiter.holder:
+                    _break_cycle(waiter)
+        finally:
+            _everyone.free()
 
     def _leave(self, waiter: _Waiter) -> None:
         try:

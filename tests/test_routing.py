@@ -9,6 +9,8 @@ from tests.worker import Worker, connect
 
 nothing_left = when_bots.nothing_left
 
+EACH = ("opened", "before", "after")
+
 
 @pytest.mark.parametrize("middlewares", [False, True], ids=["plain", "class middlewares"])
 @pytest.mark.parametrize("where", ["memory", "sqlite", "redis"])

@@ -29,14 +29,14 @@ RELEASES = """\
             self.grant(name, holder)
 """
 ENTERS = """\
-            places = [number for number, one in enumerate(line) if one.holder is waiter.holder]
-            if places:
-                line[places[0]] = waiter
-            else:
-                line.append(waiter)
+                places = [number for number, one in enumerate(line) if one.holder is waiter.holder]
+                if places:
+                    line[places[0]] = waiter
+                else:
+                    line.append(waiter)
 """
 LOOKS_AGAIN = """\
-            self._grant(waiter.name)  # it may have been released just before there was a line
+                self._grant(waiter.name)  # it may have been released just before there was a line
 """
 GIVES = """\
         if self.holders.setdefault(name, first.holder) is not first.holder:

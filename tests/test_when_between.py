@@ -14,6 +14,7 @@ from telesession import (
     SessionClosed,
     SessionDataError,
     SessionStoreError,
+    _dispatch,
     _locks,
     keys,
     with_session,
