@@ -382,3 +382,24 @@ def test_what_stays_saved_where_another_store_fails(trouble):
     assert "hunter2" not in str(caught.value)
     assert saved[1].kept == {}
     assert bool(first.kept) == (trouble != "none")
+
+
+def test_after_a_save_that_failed_the_store_is_only_asked_to_let_go():
+    """6.3 Not to begin a new ttl of a session that may have been saved."""
+    asked = []
+
+    class Failing(Leasing):
+        def commit(self, lease, changes):
+            asked.append([name for name, _, _ in changes])
+            super().commit(lease, changes)
+            if len(asked) == 2:
+                raise ConnectionError
+
+    store = Failing()
+    session = with_session(store=store, ttl=60)
+    session(count)(message())
+
+    with pytest.raises(SessionStoreError):
+        session(count)(message())
+
+    assert asked == [["session:42:42"], ["session:42:42"], []]
