@@ -21,6 +21,7 @@ write; when the holder's process dies, the lease runs out, and the session is fr
 import contextlib
 import itertools
 import logging
+import math
 import os
 import random
 import threading
@@ -28,6 +29,7 @@ import time
 import weakref
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeAlias
 
@@ -69,37 +71,21 @@ class Held(Exception):
         return self.beat[0]
 
 
+@dataclass(eq=False)
 class Lease:
     """The sessions that one update has leased; `LeasingStore.open` may add further ones."""
 
-    __slots__ = (
-        "__weakref__",
-        "groups",
-        "over",
-        "payloads",
-        "renewed",
-        "thread",
-        "token",
-        "unsure",
-        "written",
-    )
-
-    def __init__(
-        self,
-        groups: Sequence[Sequence[str]],
-        token: str,
-        payloads: dict[str, Payload | None],
-        renewed: float,
-    ) -> None:
-        self.groups = groups
-        self.token = token
-        self.payloads = payloads  #: the stored payloads when the sessions were opened
-        self.renewed = renewed  #: when the lease was last known to be held, by `time.monotonic`
-        self.thread = threading.get_ident()  #: the handler's thread
-        self.over = False  #: whether nothing is left to do for it
-        self.unsure: list[Sequence[str]] = []  #: groups that it failed to add, perhaps leased
-        #: what a failing commit has to undo
-        self.written: list[tuple[Sequence[str], list[Change]]] = []
+    token: str
+    renewed: float = math.inf  #: when it was last known to be held, by `time.monotonic`
+    groups: Sequence[Sequence[str]] = ()
+    #: the stored payloads when the sessions were opened
+    payloads: dict[str, Payload | None] = field(default_factory=dict)
+    thread: int = field(default_factory=threading.get_ident)  #: the handler's thread
+    over: bool = False  #: whether nothing is left to do for it
+    #: groups that it failed to add, perhaps leased
+    unsure: list[Sequence[str]] = field(default_factory=list)
+    #: what a failing commit has to undo
+    written: list[tuple[Sequence[str], list[Change]]] = field(default_factory=list)
 
 
 class LeasingStore(Store):
@@ -190,18 +176,19 @@ class LeasingStore(Store):
     def open(
         self, names: Sequence[str], timeout: float, lease: Lease | None = None
     ) -> tuple[Lease, list[Payload | None]]:
-        token = self._token() if lease is None else lease.token
-        groups = self.groups(names)
-        unsure = None if lease is None else lease.unsure
-        found, asked = self._obtain(groups, token, timeout, unsure)
+        mine = Lease(self._token()) if lease is None else lease
+        try:
+            found, asked = self._obtain(mine, self.groups(names), timeout)
+        except BaseException:
+            if lease is None:
+                self._end(mine)
+            raise
+        mine.payloads.update(found)  # before the groups, since an interrupt may come between
+        mine.groups = self.groups([*mine.payloads])
+        mine.renewed = min(mine.renewed, asked)
         if lease is None:
-            lease = Lease(groups, token, found, asked)
-            self._renewer.watch(lease)
-        else:
-            lease.payloads.update(found)  # before the groups, since an interrupt may come between
-            lease.groups = self.groups([*itertools.chain(*lease.groups), *names])
-            lease.renewed = min(lease.renewed, asked)
-        return lease, [found[name] for name in names]
+            self._renewer.watch(mine)
+        return mine, [found[name] for name in names]
 
     def commit(self, lease: Lease, changes: Sequence[Change]) -> None:
         self._renewer.forget(lease)
@@ -257,16 +244,12 @@ class LeasingStore(Store):
         return f"{os.urandom(8).hex()}-{milliseconds(self.lease)}"
 
     def _obtain(
-        self,
-        groups: Sequence[Sequence[str]],
-        token: str,
-        timeout: float,
-        unsure: list[Sequence[str]] | None,
+        self, lease: Lease, groups: Sequence[Sequence[str]], timeout: float
     ) -> tuple[dict[str, Payload | None], float]:
         """Lease the groups, waiting for other holders; the payloads, and when they were asked."""
         start = asked = time.monotonic()
         try:
-            return self._acquire(groups, token, 0.0, {}, unsure), start
+            return self._acquire(lease, groups, 0.0, {}), start
         except Held as error:
             held = error
         stale: dict[str, Beat] = {}
@@ -286,7 +269,7 @@ class LeasingStore(Store):
                     self.wait(held.name, timeout - waited, waited)
                     asked = time.monotonic()
                 try:
-                    return self._acquire(groups, token, asked - start, stale, unsure), asked
+                    return self._acquire(lease, groups, asked - start, stale), asked
                 except Held as error:
                     held = error
         raise self._busy(held, mine)
@@ -330,26 +313,23 @@ class LeasingStore(Store):
 
     def _acquire(
         self,
+        lease: Lease,
         groups: Sequence[Sequence[str]],
-        token: str,
         waited: float,
         stale: Mapping[str, Beat],
-        unsure: list[Sequence[str]] | None,
     ) -> dict[str, Payload | None]:
         found: dict[str, Payload | None] = {}
         for number, names in enumerate(groups):
             try:
-                found.update(zip(names, self.acquire(names, token, waited, stale)))
+                found.update(zip(names, self.acquire(names, lease.token, waited, stale)))
             except BaseException as error:
                 # These may be leased. A client that failed is not asked again here, and not while
                 # the token is in use: a late request may lease them after their release.
                 asked = groups[: number + (not isinstance(error, Held))]
-                answers = isinstance(error, (Held, SessionDataError)) or _interrupts(error)
-                if not (answers and self._release(asked, token)):
-                    if unsure is None:
-                        self._renewer.release_later(asked, token)
-                    else:
-                        unsure += asked
+                ours = isinstance(error, (Held, SessionDataError))
+                failed = isinstance(error, Exception) and not ours  # else it is a Ctrl-C
+                if failed or not self._release(asked, lease.token):
+                    lease.unsure += asked
                 raise
         if self._seen:
             for name in found:
@@ -528,11 +508,6 @@ _identities: "weakref.WeakKeyDictionary[Any, dict[str, object]]" = weakref.WeakK
 def identity(owner: Any, space: str) -> object:
     """The identity of the stores that keep sessions in ``space`` through the client ``owner``."""
     return _identities.setdefault(owner, {}).setdefault(space, object())
-
-
-def _interrupts(error: BaseException) -> bool:
-    """Whether an error came out of a signal handler, such as Ctrl-C, and not from the server."""
-    return not isinstance(error, Exception)
 
 
 def milliseconds(seconds: float) -> int:
