@@ -56,7 +56,7 @@ class Options:
         self.upgrade = None if upgrade is None else checked_callable("upgrade", upgrade)
         self.codec: codecs.Codec = self.store.codec if codec is None else checked_codec(codec)
         self.loads = self.codec.loads
-        self.encode = codecs.encoder(self.codec)
+        self.encode = partial(codecs.encode, self.codec)
         #: what tells whether content has changed; `None` for `pickle`, whose payload does
         self.form = None if self.codec is pickle else partial(codecs.form, self.codec)
         self.lock_timeout: float = checked_seconds("lock_timeout", lock_timeout)

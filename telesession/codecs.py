@@ -5,14 +5,12 @@ the modules `pickle` and `json`, an ``itsdangerous`` serializer, a class of your
 user are left to `_options`, which knows the session's name.
 """
 
-import functools
 import io
 import json
 import marshal
 import math
 import pickle
 import sys
-from collections.abc import Callable
 from typing import Any, Protocol
 
 
@@ -84,6 +82,9 @@ def encode(
             payload: str | bytes = pickle.dumps(data)
             if payload == before:
                 return before
+            # Without an opcode of a class or a set, it is the only way to encode the data.
+            if not (0x93 in payload or 0x8F in payload or 0x91 in payload):
+                return payload
         # Contents are compared, since some codecs encode equal data differently each time, and
         # other programs may have stored it in another style.
         now = payload if codec is pickle else form(codec, data)
@@ -97,23 +98,6 @@ def encode(
         return before if payload == before else payload
     except Exception as error:
         raise _refusal(codec, data, error) from error
-
-
-def encoder(codec: Codec) -> Callable[..., "str | bytes"]:
-    """`encode` for one codec, with a short cut for data that `pickle` encodes in one way only."""
-    return _pickled if codec is pickle else functools.partial(encode, codec)
-
-
-def _pickled(data: dict[Any, Any], before: "str | bytes | None") -> "str | bytes":
-    try:
-        payload = pickle.dumps(data)
-    except Exception:
-        return encode(pickle, data, before)  # raises `Unkeepable` with the path
-    if payload == before:
-        return before
-    if 0x93 in payload or 0x8F in payload or 0x91 in payload:  # opcodes of classes and sets
-        return encode(pickle, data, before)
-    return payload
 
 
 def _check(codec: Codec, data: dict[Any, Any], payload: "str | bytes", now: Any) -> None:
