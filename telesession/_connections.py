@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError
 
 from telesession._forks import Mutex, around_fork, per_process
 from telesession._statements import BEGIN, Statement, Values
@@ -203,14 +203,13 @@ class Connections:
         lost: DBAPIError | None,
     ) -> Result:
         began = time.monotonic()
-        try:
-            connection = pool.connect()
-        except self._dialect.loaded_dbapi.Error as error:
-            raise self._wrapped(error, None, True) from error
-        info: Any = connection.info
+        connection: Any = None
         cursor: Any = None
         say: Say | None = None
+        info: Any = {}
         try:
+            connection = pool.connect()
+            info = connection.info
             cursor = connection.cursor()
             say = Say(cursor, lost)
             if self._sqlite:
@@ -226,7 +225,8 @@ class Connections:
             failed = self._failed(error, connection, say)
             with contextlib.suppress(Exception):
                 cursor.close()
-            connection.invalidate()
+            if connection is not None:
+                connection.invalidate()
             if failed is None:
                 raise
             at_once = time.monotonic() - began < _AT_ONCE and not _timed_out(error)
@@ -254,27 +254,18 @@ class Connections:
 
     def _failed(self, error: BaseException, connection: Any, say: Say | None) -> DBAPIError | None:
         """A driver's error wrapped as SQLAlchemy wraps it; `None` for any other exception."""
-        if isinstance(error, OSError):  # pg8000 doesn't wrap it
-            return OperationalError(
-                say.text if say else None,
-                None,
-                error,
-                hide_parameters=True,
-                connection_invalidated=True,
-            )
-        if not isinstance(error, self._dialect.loaded_dbapi.Error):
+        if not isinstance(error, (OSError, self._dialect.loaded_dbapi.Error)):
             return None
-        if say is None:  # without a cursor nothing was sent
-            return self._wrapped(error, None, True)
-        gone = self._dialect.is_disconnect(error, connection.dbapi_connection, say.cursor)
-        return self._wrapped(error, say.text, gone)
-
-    def _wrapped(self, error: Exception, text: str | None, gone: bool) -> DBAPIError:
+        gone = (
+            say is None  # without a cursor nothing was sent
+            or isinstance(error, OSError)  # pg8000 doesn't wrap it
+            or self._dialect.is_disconnect(error, connection.dbapi_connection, say.cursor)
+        )
         wrapped: Any = DBAPIError.instance(
-            text,
+            say.text if say else None,
             None,
             error,
-            self._dialect.loaded_dbapi.Error,
+            Exception,
             hide_parameters=True,
             connection_invalidated=gone,
             dialect=self._dialect,
