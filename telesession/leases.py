@@ -248,31 +248,26 @@ class LeasingStore(Store):
     ) -> tuple[dict[str, Payload | None], float]:
         """Lease the groups, waiting for other holders; the payloads, and when they were asked."""
         start = asked = time.monotonic()
-        try:
-            return self._acquire(lease, groups, 0.0, {}), start
-        except Held as error:
-            held = error
         stale: dict[str, Beat] = {}
         with contextlib.ExitStack() as waiting:
             while True:
-                # a holder that didn't renew one session is gone, so its other leases are stale, too
-                gone = self._is_stale(held, asked) or held.token in dict(stale.values())
-                if gone and stale.get(held.name) != held.beat:
-                    stale[held.name] = held.beat
-                else:
-                    waited = time.monotonic() - start
-                    mine = _holding(held.token)
-                    if waited >= timeout or (mine and mine.thread == threading.get_ident()):
-                        break
-                    if asked == start:
-                        waiting.enter_context(stand_in())
-                    self.wait(held.name, timeout - waited, waited)
-                    asked = time.monotonic()
                 try:
                     return self._acquire(lease, groups, asked - start, stale), asked
                 except Held as error:
                     held = error
-        raise self._busy(held, mine)
+                # a holder that didn't renew one session is gone, so its other leases are stale, too
+                gone = self._is_stale(held, asked) or held.token in dict(stale.values())
+                if gone and stale.get(held.name) != held.beat:
+                    stale[held.name] = held.beat
+                    continue
+                waited = time.monotonic() - start
+                mine = _holding(held.token)
+                if waited >= timeout or (mine and mine.thread == threading.get_ident()):
+                    raise self._busy(held, mine)
+                if asked == start:
+                    waiting.enter_context(stand_in())
+                self.wait(held.name, timeout - waited, waited)
+                asked = time.monotonic()
 
     def _is_stale(self, held: Held, asked: float) -> bool:
         """Whether a lease was not renewed for its whole duration, so that its holder is gone."""
