@@ -137,8 +137,6 @@ class Statements:
         content = {"payload": sa.bindparam("content", type_=sa.Text), "expires": now + ttl}
         self.renew = self._text(update.values(leased_until=until, beat=beat))
         self.save = self._text(update.values(**content, leased_until=_NULL))
-        self.save_and_keep = self._text(update.values(**content))
-        self.empty = self._text(update.values(payload=_NULL, expires=t.leased_until))
         self.delete = self._text(sa.delete(table).where(mine))
         #: Of these two, one releases a lease: the first if a payload is stored, else the second.
         self.release = (

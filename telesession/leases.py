@@ -153,7 +153,8 @@ class LeasingStore(Store):
         Returns `False`, with nothing written, if ``token`` lost the lease of one of ``names``; a
         store that can tell counts a lease as lost only when another token took it. ``changes``
         concern some of ``names``, and may be empty. A client may send a request twice: where the
-        first one released the leases, the second does nothing and returns `True`.
+        first one released the leases, the second does nothing and returns `True`. ``release`` is
+        false only where `groups` gave several groups.
         """
 
     def groups(self, names: Sequence[str]) -> Sequence[Sequence[str]]:

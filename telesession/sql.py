@@ -163,16 +163,14 @@ class SQLStore(LeasingStore):
     def write(
         self, names: Sequence[str], token: str, changes: Sequence[Change], *, release: bool = True
     ) -> bool:
+        # all names are one group, so `release` is true
         planned = {name: (payload, ttl) for name, payload, ttl in changes}
 
         def work(say: Say) -> bool:
-            return all(
-                self._carry_out(say, name, token, planned, release) for name in sorted(names)
-            )
+            return all(self._carry_out(say, name, token, planned) for name in sorted(names))
 
         done = self._run(work, together=len(names) > 1, lasting=bool(changes))
-        if release:
-            self._purge()
+        self._purge()
         return done
 
     def _carry_out(
@@ -181,23 +179,20 @@ class SQLStore(LeasingStore):
         name: str,
         token: str,
         planned: Mapping[str, tuple[Payload | None, float | None]],
-        release: bool,
     ) -> bool:
         sql = self._sql
         values: dict[str, Any] = {"key": sql.key(name), "holder": token}
         payload, ttl = planned.get(name, (None, None))
-        if name not in planned:
-            statements = sql.release if release else (sql.renew,)
-        elif payload is None:
-            statements = (sql.delete if release else sql.empty,)
-        else:
+        if payload is not None:
             values |= {"content": compose(payload, None), "ttl": ttl}
-            statements = (sql.save if release else sql.save_and_keep,)
+            statements = [sql.save]
+        else:
+            statements = [sql.delete] if name in planned else [*sql.release]
         if any(say.do(each, values) for each in statements):
             return True
         # The same request may have been done before: a missing row may be one that it removed.
         whose = say.ask(sql.whose, values)
-        done = release and ([*whose[0]] == [token, None] if whose else payload is None)
+        done = [*whose[0]] == [token, None] if whose else payload is None
         if say.lost is not None and not done:
             raise say.lost
         return done
