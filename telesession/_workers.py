@@ -86,12 +86,8 @@ def _wrap_join(worker: Any) -> None:
     worker.join = join
 
 
-def _nobody(_: int) -> bool:
-    return False
-
-
 @contextlib.contextmanager
-def stand_in(needs: Callable[[int], bool] = _nobody) -> Iterator[None]:
+def stand_in(needs: Callable[[int], bool] = lambda ident: False) -> Iterator[None]:
     """While the calling thread waits in this block, another thread serves its bot's updates.
 
     ``needs`` tells whether it waits for a session of the thread with an ident.
