@@ -52,32 +52,30 @@ class Share:
         """Write the changes, and release the lease."""
         try:
             self.store.commit(self.lease, changes)
-        except BaseException as error:
-            if isinstance(error, Exception):
-                # A server that failed is not asked again. A store without leases has no server:
-                # there, the error came out of a signal handler, such as an alarm's.
-                self._failed = self.lease is not None
-                failed("save", self.store, list(self.found), error)
-            raise
+        except Exception as error:
+            # A server that failed is not asked again. A store without leases has no server: there,
+            # the error came out of a signal handler, such as an alarm's.
+            self._failed = self.lease is not None
+            failed("save", self.store, list(self.found), error)
 
     def take_back(self, changes: Sequence[Change]) -> list[str]:
         """Undo the changes, unless others wrote since; returns the names where undoing failed."""
         if self._failed:
             return []
-        names = [name for name, payload, _ in changes if payload != self.found[name]]
-        if not names:
-            return []
-        with contextlib.suppress(Exception):
-            token, now = self.store.open(names, 0)
-            written = {name: (payload, ttl) for name, payload, ttl in changes}
-            unspoilt = [
-                (name, self.found[name], written[name][1])
-                for name, payload in zip(names, now)
-                if payload == written[name][0]
-            ]
-            self.store.commit(token, unspoilt)
-            return [name for name in names if name not in {name for name, _, _ in unspoilt}]
-        return names
+        changed = [change for change in changes if change[1] != self.found[change[0]]]
+        left = [name for name, _, _ in changed]
+        if changed:
+            with contextlib.suppress(Exception):
+                token, now = self.store.open(left, 0)
+                unspoilt = [
+                    (name, self.found[name], ttl)
+                    for (name, payload, ttl), present in zip(changed, now)
+                    if payload == present
+                ]
+                self.store.commit(token, unspoilt)
+                restored = {name for name, _, _ in unspoilt}
+                left = [name for name in left if name not in restored]
+        return left
 
 
 def failed(what: str, store: Store, names: Sequence[str], error: Exception) -> NoReturn:
