@@ -87,10 +87,12 @@ class KeyValueStore(Store):
     def __init__(
         self, store: Any, *, expire: str | None = None, clock: Callable[[], float] = time.time
     ) -> None:
-        better = _BETTER.get(type(store).__module__.partition(".")[0])
-        if better is not None:
-            raise TypeError(f"store={type(store).__name__}: wrap it as telesession.{better}")
-        if type(store).__module__.partition(".")[0] in ("redis", "valkey"):
+        package = type(store).__module__.partition(".")[0]
+        if package in _BETTER:
+            raise TypeError(
+                f"store={type(store).__name__}: wrap it as telesession.{_BETTER[package]}"
+            )
+        if package in ("redis", "valkey"):
             logger.warning(
                 "store=%s: its sessions are safe for the threads of one process only. "
                 "telesession.redis.RedisStore(client) makes them safe for several.",
@@ -125,8 +127,7 @@ class KeyValueStore(Store):
         self.store = store
         self._get, self._put, self._delete = get, put, delete
         # `get` of a cache would mark the item as recently used.
-        cache = type(store).__module__.partition(".")[0] == "cachetools"
-        self._get_unused = partial(_unused, store) if cache else get
+        self._get_unused = partial(_unused, store) if package == "cachetools" else get
         self._sync = _clients.sync(store)
         self._expire = expire
         self._clock = clock
@@ -156,7 +157,13 @@ class KeyValueStore(Store):
         kind = type(self.store)
         if not (hasattr(kind, "__iter__") and hasattr(kind, "__getitem__")):
             return super().names(prefix)
-        return self._stored(prefix, self._mutex.alone(list, self.store))
+        keys: list[Any] = self._mutex.alone(list, self.store)  # dbm has bytes
+        names = (key.decode(errors="replace") if isinstance(key, bytes) else key for key in keys)
+        return (
+            name
+            for name in names
+            if isinstance(name, str) and name.startswith(prefix) and self._is_stored(name)
+        )
 
     def peek(self, name: str) -> Payload | None:
         return self._mutex.alone(self._read, name, self._get_unused)[1]
@@ -175,7 +182,8 @@ class KeyValueStore(Store):
         except BaseException as error:
             # A single change can't be half done, so there is nothing to undo. But if memcached
             # answers that a value is too large, it has dropped the earlier value.
-            if not begun or (len(changes) == 1 and not self._answered(error)):
+            answered = isinstance(error, SessionStoreError) or _clients.answered(error)
+            if not begun or (len(changes) == 1 and not answered):
                 raise
             *saved, failed = begun
             # only the first error is for the caller
@@ -221,23 +229,14 @@ class KeyValueStore(Store):
         over = expires is not None and expires <= self._clock()
         return text, None if over else payload
 
-    def _stored(self, prefix: str, keys: list[Any]) -> Iterator[str]:
-        """The keys that begin with ``prefix`` and name a stored session."""
-        for key in keys:
-            name = key.decode(errors="replace") if isinstance(key, bytes) else key  # dbm has bytes
-            if isinstance(name, str) and name.startswith(prefix):
-                try:
-                    stored = self.peek(name) is not None
-                except SessionDataError:  # listed, so that the user can remove it
-                    stored = True
-                if stored:
-                    yield name
+    def _is_stored(self, name: str) -> bool:
+        try:
+            return self.peek(name) is not None
+        except SessionDataError:  # listed, so that the user can remove it
+            return True
 
     def refused(self, error: Exception) -> bool:
         return _clients.refused(self.store, error)
-
-    def _answered(self, error: BaseException) -> bool:
-        return isinstance(error, SessionStoreError) or _clients.answered(error)
 
     def _write(self, name: str, text: str | None, ttl: float | None = None) -> None:
         """Set a text, or delete it if ``text`` is `None`."""

@@ -102,7 +102,6 @@ class MongoStore(LeasingStore):
             read_preference=ReadPreference.PRIMARY,
             read_concern=ReadConcern("local"),
         )
-        self._identity = identity(collection.database.client, collection.full_name)
         self._indexed = False
         self._term = {
             "beat": {"$add": [_BEAT, 1]},
@@ -111,7 +110,7 @@ class MongoStore(LeasingStore):
 
     @property
     def identity(self) -> object:
-        return self._identity
+        return identity(self.collection.database.client, self.collection.full_name)
 
     def __repr__(self) -> str:
         return f"MongoStore({self.collection.full_name})"

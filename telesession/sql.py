@@ -91,7 +91,8 @@ class SQLStore(LeasingStore):
     ) -> None:
         super().__init__(lease)
         _check(engine)
-        schema = _schema(engine, schema)
+        translated = engine.get_execution_options().get("schema_translate_map") or {}
+        schema = translated.get(schema, schema)
         for option, name in (("table", table), ("schema", schema)):
             _check_name(option, name)
         self.engine = engine
@@ -335,13 +336,6 @@ def _check(engine: sa.Engine) -> None:
         "create_engine chooses for it, such as create_engine('sqlite:///sessions.db'), or use "
         "telesession.MemoryStore, in tests with codec=telesession.JSON"
     )
-
-
-def _schema(engine: sa.Engine, schema: str | None) -> str | None:
-    """The schema's name after the engine's ``schema_translate_map``."""
-    translated = engine.get_execution_options().get("schema_translate_map") or {}
-    found: str | None = translated.get(schema, schema)
-    return found
 
 
 def _check_name(option: str, name: Any) -> None:
