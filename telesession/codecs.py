@@ -5,6 +5,7 @@ the modules `pickle` and `json`, an ``itsdangerous`` serializer, a class of your
 user are left to `_options`, which knows the session's name.
 """
 
+import contextlib
 import io
 import json
 import marshal
@@ -124,16 +125,15 @@ def form(codec: Codec, value: Any) -> bytes | None:
         return None
 
 
-class _StateFound(Exception):
-    pass
-
-
 class _Stateless(pickle.Pickler):
     """A pickler that refuses states of pyTelegramBotAPI."""
 
+    found = False
+
     def reducer_override(self, value: Any) -> Any:
         if _is_state(type(value)):
-            raise _StateFound
+            self.found = True
+            raise TypeError
         return NotImplemented
 
 
@@ -151,13 +151,10 @@ class _Form(_Stateless):
 
 def _holds_state(value: Any) -> bool:
     """Whether a state of pyTelegramBotAPI is anywhere in the value, as far as pickle looks."""
-    try:
-        _Stateless(io.BytesIO()).dump(value)
-    except _StateFound:
-        return True
-    except Exception:
-        pass
-    return False
+    pickler = _Stateless(io.BytesIO())
+    with contextlib.suppress(Exception):
+        pickler.dump(value)
+    return pickler.found
 
 
 def state_type() -> Any:

@@ -64,11 +64,8 @@ class Held(Exception):
     def __init__(self, name: str, token: str = "", beat: Any = None) -> None:
         super().__init__(name)
         self.name = name
+        self.token = token
         self.beat: Beat = (token, beat)
-
-    @property
-    def token(self) -> str:
-        return self.beat[0]
 
 
 @dataclass(eq=False)
