@@ -65,6 +65,21 @@ class TestExpired:
 
         assert not any(each() for each in alive)
 
+    def test_what_was_renewed_hides_no_other(self, store, clock):
+        """What expires next is not what was saved first."""
+        save(store, "a", "b", ttl=TTL)
+        clock.advance(TTL / 4)
+        alive = watched(store, "c", TTL)
+        clock.advance(TTL / 4)
+        save(store, "b", ttl=TTL)
+        clock.advance(TTL / 2)
+        read(store, "another")
+        assert kept(store, "a", "b", "c") == ["b", "c"]
+        clock.advance(TTL / 4)
+        read(store, "another")
+
+        assert not alive()
+
     def test_only_what_has_expired(self, store, clock):
         save(store, "a", ttl=TTL)
         clock.advance(TTL / 2)
