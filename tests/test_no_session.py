@@ -143,6 +143,25 @@ def test_a_handler_without_a_session_may_call_one_that_has_one(without, session)
     assert without(lambda message: session(count)(message))(message()) == 1
 
 
+def test_a_handler_with_a_session_may_call_one_without(session, store):
+    """3.3 It runs, its `update.<property>` is falsy, and the first one's session is saved."""
+    ran = []
+
+    @with_session(property="other", key=nobody, store=store)
+    def part(update):
+        ran.append(bool(update.other))
+
+    @session
+    def handler(update):
+        part(update)
+        count(update)
+
+    handler(message())
+
+    assert ran == [False]
+    assert content(store) == {"session:42:42": {"n": 1}}
+
+
 @pytest.mark.parametrize("outermost", ["absent", "session"])
 def test_a_stack_may_have_one_session_of_two(session, store, outermost):
     """3.3 With no session for one declaration of a stack, the other works; an assignment to what
