@@ -144,21 +144,24 @@ def test_a_handler_without_a_session_may_call_one_that_has_one(without, session)
 
 
 def test_a_handler_with_a_session_may_call_one_without(session, store):
-    """3.3 It runs, its `update.<property>` is falsy, and the first one's session is saved."""
+    """3.3 It runs, using its `update.<property>` raises, and the first one's session is saved."""
     ran = []
 
     @with_session(property="other", key=nobody, store=store)
     def part(update):
-        ran.append(bool(update.other))
+        with pytest.raises(SessionUnavailable):
+            update.other["n"] = 1
+        ran.append(update)
 
     @session
     def handler(update):
         part(update)
         count(update)
 
-    handler(message())
+    update = message()
+    handler(update)
 
-    assert ran == [False]
+    assert ran == [update]
     assert content(store) == {"session:42:42": {"n": 1}}
 
 
