@@ -53,6 +53,21 @@ def test_one_group_is_not_read(grouped, error):
     assert grouped.leased == {}
 
 
+def test_one_group_is_not_let_go_of_in_between(grouped, monkeypatch):
+    """What an update failed to let go of while it waited stays its own, once it has all."""
+    grouped.steal(B)
+    grouped.failures["write", A] = ConnectionError()
+    grouped.wait = lambda name, limit, waited: grouped.leased.pop(name)
+    monkeypatch.setattr(grouped._renewer, "_start", int)  # its turn comes below
+    lease, _ = grouped.open(NAMES, TIMEOUT)
+    grouped._renewer._look()
+    assert list(grouped.leased) == NAMES
+    grouped.commit(lease, changed(A))
+
+    assert grouped.kept[A] == ("new a:1", None)
+    assert not grouped.leased
+
+
 @pytest.mark.parametrize("lost", NAMES)
 @pytest.mark.parametrize("changes", [changed(*NAMES), []], ids=["write", "nothing to write"])
 def test_one_group_is_lost(grouped, lost, changes):
