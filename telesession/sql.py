@@ -101,6 +101,12 @@ class SQLStore(LeasingStore):
         self._sql = Statements(self.table, engine.dialect, self.lease)
         self._made = False
         self._purged = 0.0
+        if _in_memory(engine, self._connections):
+            raise ValueError(
+                f"engine={engine!r} is a database in memory, another one for each connection: give "
+                "one with a file, such as create_engine('sqlite:///sessions.db'), or use "
+                "telesession.MemoryStore, in tests with codec=telesession.JSON"
+            )
 
     @property
     def identity(self) -> object:
@@ -320,22 +326,14 @@ def _check(engine: sa.Engine) -> None:
             "handlers block: give create_engine a blocking one, such as sqlite:///…, "
             "postgresql+psycopg://… or mysql+pymysql://…"
         )
-    file, mode = engine.url.database or "", engine.url.query.get("mode")
-    in_memory = not file or ":memory:" in file or mode == "memory"
-    if engine.dialect.name == "sqlite" and in_memory:
-        what = "is a database in memory, another one for each connection"
-    elif isinstance(engine.pool, _ONE_CONNECTION):
-        what = (
-            f"has a {type(engine.pool).__name__}: one connection for everybody, or one for each "
-            "thread, on which transactions of the bot and sessions would mix"
+    if isinstance(engine.pool, _ONE_CONNECTION):
+        raise ValueError(
+            f"engine={engine!r} has a {type(engine.pool).__name__}: one connection for everybody, "
+            "or one for each thread, on which transactions of the bot and sessions would mix. Give "
+            "an engine with a file or a server, and the pool that create_engine chooses for it, "
+            "such as create_engine('sqlite:///sessions.db'), or use telesession.MemoryStore, in "
+            "tests with codec=telesession.JSON"
         )
-    else:
-        return
-    raise ValueError(
-        f"engine={engine!r} {what}. Give an engine with a file or a server, and the pool that "
-        "create_engine chooses for it, such as create_engine('sqlite:///sessions.db'), or use "
-        "telesession.MemoryStore, in tests with codec=telesession.JSON"
-    )
 
 
 def _check_name(option: str, name: Any) -> None:
@@ -349,6 +347,16 @@ def _check_name(option: str, name: Any) -> None:
             f"{option}={name!r} would be one name with a dot in it: give schema={schema!r}, "
             f"table={table!r}"
         )
+
+
+def _in_memory(engine: sa.Engine, connections: Connections) -> bool:
+    """Whether an engine is for SQLite without a file; asks SQLite only if the URL looks like it."""
+    file = engine.url.database or ""
+    suspect = file in ("", ":memory:") or "memory" in f"{file}{engine.url.query.get('mode')}"
+    if engine.dialect.name != "sqlite" or not suspect:
+        return False
+    with connections.connect() as connection:
+        return not connection.exec_driver_sql("PRAGMA database_list").all()[0][2]
 
 
 def _text(name: Any) -> str:
