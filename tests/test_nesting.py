@@ -211,6 +211,24 @@ def test_another_session_is_not_joined(session, store):
     assert content(store) == {"session:42:42": {"n": 1}, "session:43:43": {"n": 1}}
 
 
+def test_a_nested_handler_does_not_hide_an_attribute(store):
+    """2.3, 2.5 Nor where it joins with another update, which has that attribute."""
+    session = with_session(property="title", key=keys.chat, store=store)
+    other = message()
+    other.title = "of its own"
+
+    @session
+    def outer(update):
+        update.title["n"] = 1
+        with pytest.raises(SessionError, match="property='title'"):
+            session(pytest.fail)(other)
+
+    outer(message())
+
+    assert other.title == "of its own"
+    assert content(store) == {"title:42": {"n": 1}}
+
+
 def test_one_property_can_hold_only_one_open_session(session, store):
     """2.3, 2.5 A nested handler can't put another session under a property that is in use."""
     by_chat = with_session(store=store, key=keys.chat)

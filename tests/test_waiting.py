@@ -112,6 +112,17 @@ class TestTimeOut:
         holding.end.set()
         assert calls.end() == [None]
 
+    def test_a_block_that_has_had_it(self, store, session):
+        """Contract 5.4: the message tells of an `open` block, too, how long it has had it."""
+        waits = with_session(store=store, lock_timeout=0.05)(pytest.fail)
+
+        def told():
+            with says(SessionBusy, "It has had it for 0."):
+                waits(message())
+
+        with session.open(key="42:42"):
+            assert run_together(told) == [None]
+
     def test_each_has_its_own(self, store, session):
         """Contract 5.4: who has less patience leaves the line, and the others stay in it."""
         calls = Calls()
@@ -505,6 +516,23 @@ class TestStopping:
             bot.feed([payload(text="1")])
             waiting(1)
             time.sleep(0.01)  # more than a moment, after which somebody stands in
+            bot._bot.stop_bot()
+            assert handled == []
+        until(lambda: handled == ["1"])
+
+    def test_blocks_alone(self, session):
+        """No handler is decorated: those that wait do so in blocks of their own."""
+        bot, handled = Bot(2), []
+
+        @bot.any_handler
+        def handler(message):
+            with session.open(message):
+                handled.append(message.text)
+
+        with session.open(key="42:42"):
+            bot.feed([payload(text="1")])
+            waiting(1)
+            time.sleep(0.01)
             bot._bot.stop_bot()
             assert handled == []
         until(lambda: handled == ["1"])
