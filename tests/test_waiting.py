@@ -526,7 +526,7 @@ class TestStopping:
 
         @bot.any_handler
         def handler(message):
-            with session.open(message):
+            with session.open(key="42:42"):
                 handled.append(message.text)
 
         with session.open(key="42:42"):
