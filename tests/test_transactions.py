@@ -403,3 +403,20 @@ def test_after_a_save_that_failed_the_store_is_only_asked_to_let_go():
         session(count)(message())
 
     assert asked == [["session:42:42"], ["session:42:42"], []]
+
+
+def test_a_new_session_of_a_part_stays_as_initial_gave_it():
+    """4.2 It is not stored, whatever containers are in it."""
+    store = MemoryStore()
+    session = with_session(store=store)
+    other = with_session(property="other", store=store, initial=lambda: {"cart": [{"n": {1}}]})
+
+    @session
+    def handler(update):
+        with other.open(update):
+            pass
+        other(lambda message: None)(update)
+
+    handler(message())
+
+    assert len(store) == 0
