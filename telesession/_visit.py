@@ -233,7 +233,7 @@ class Visit:
             loaded = type(session) is not UnopenedSession
             _become(session, ClosedSession)
             if loaded:
-                value = _value(session)
+                value = _value_of(session)
                 if isinstance(value, dict):
                     _settled(session, value)
                 _show(session, session)
@@ -243,7 +243,7 @@ class Visit:
         found: list[tuple[UnopenedSession, Change]] = []
         for session in () if self.saving else self.sessions:
             stored, ttl = getattr(session, "_stored", None), session._options.ttl
-            pending = _pending(session)
+            pending = _pending_of(session)
             if pending is not None:
                 payload = pending if session._options.codec.loads(pending) else None
                 found.append((session, (session._name, payload, ttl)))
@@ -264,7 +264,7 @@ class Visit:
             _become(session, ClosedSession)
             session._user = None
             if asked:
-                session._reload(_pending(session))
+                session._reload(_pending_of(session))
         dispatch.keep(self)
         self.left = True
 
@@ -272,7 +272,7 @@ class Visit:
         """Whether there are changes of parts to save, while it is left."""
         if not self.thread or self.saving:
             return False
-        return any(_pending(session) is not None for session in self.sessions)
+        return any(_pending_of(session) is not None for session in self.sessions)
 
     def settle(self) -> None:
         """Save what parts changed of sessions that no later handler took over, and unlock them."""
@@ -310,11 +310,11 @@ class Visit:
         """Reopen the sessions that were left to the dispatch, for its next handler."""
         for session in self.sessions:
             session._user = self
-            self._show(session)
+            self._open(session)
         self.touch = True
         self.left = False
 
-    def _show(self, session: UnopenedSession) -> None:
+    def _open(self, session: UnopenedSession) -> None:
         """Show a session on the update, and make it an open `Session`."""
         update, property = self.update, session._options.property
         if update is not None and getattr(update, property, None) is not session:
@@ -346,7 +346,7 @@ class FullVisit(Visit):
         session._before = None if self.blank else session._stored
         if not self.blank:
             session._fill()
-        self._show(session)
+        self._open(session)
 
     def save(self) -> None:
         if not self.thread:  # the outer visit ended first, and this one with it
@@ -363,7 +363,7 @@ class FullVisit(Visit):
             if type(session) is UnopenedSession:  # it was never loaded
                 continue
             options = session._options
-            data = _settled(session, _value(session))
+            data = _settled(session, _value_of(session))
             _become(session, ClosedSession)
             before, stored = session._before, session._stored
             if data or stored is not None:
@@ -601,7 +601,7 @@ class FullVisit(Visit):
         update, property = self.update, session._options.property
         if type(session) is UnopenedSession:  # the visit that locked it failed to load it
             self._load(session)
-        user, value = session._user, _value(session)
+        user, value = session._user, _value_of(session)
         if type(session) is ClosedSession:
             _become(session, Session)
         fresh = value is None or (user is None and not session)  # it was removed before
@@ -611,7 +611,7 @@ class FullVisit(Visit):
             value = session
         elif not isinstance(value, dict):
             session._replacement(value)  # always raises here
-        updates = _updates(session)
+        updates = _updates_of(session)
         if update is not None and not any(one is update for one in updates):
             shown = getattr(update, property, None)
             if value is session or type(shown) is not type(value) or shown != value:
@@ -624,16 +624,16 @@ class FullVisit(Visit):
     def _resume(self, session: UnopenedSession, options: Options) -> None:
         """Reopen a session that was left to the dispatch."""
         session._user = self
-        if session._options is not options and _pending(session) is None:
+        if session._options is not options and _pending_of(session) is None:
             _become(session, UnopenedSession)  # with other options, it may begin otherwise
             dict.clear(session)
         session._options = options
         if type(session) is UnopenedSession:  # perhaps another session of its stack failed to load
             self._load(session)
             return
-        if not any(one is self.update for one in _updates(session)):
-            session._updates = [*_updates(session), self.update]
-        self._show(session)
+        if not any(one is self.update for one in _updates_of(session)):
+            session._updates = [*_updates_of(session), self.update]
+        self._open(session)
 
     def _hand_back(self) -> None:
         """Give the sessions that this part joined or added to the visits around it."""
@@ -650,7 +650,7 @@ class FullVisit(Visit):
 
     def _hand_back_one(self, join: "_Join") -> None:
         session, user = join.session, join.user
-        value = _value(session)
+        value = _value_of(session)
         if join.fresh and value is session and dict(session) == session._started():
             session.clear()  # unchanged since it began anew, so it stays removed
             value = None
@@ -701,7 +701,7 @@ def _active(visit: Any) -> Any:
     return visit
 
 
-def _pending(session: UnopenedSession) -> Payload | None:
+def _pending_of(session: UnopenedSession) -> Payload | None:
     return getattr(session, "_pending", None)
 
 
@@ -721,13 +721,13 @@ class _Before:
     def __init__(self, session: UnopenedSession, added: bool = False) -> None:
         self.session = session
         self.added = added
-        self._pending = _pending(session)
+        self._pending = _pending_of(session)
         if added:
             return
         self._user = session._user
         self._kind = type(session)
-        self._updates = _updates(session)
-        self._value = _value(session)
+        self._updates = _updates_of(session)
+        self._value = _value_of(session)
         self._content = [Savepoint(session)]
         if isinstance(self._value, dict) and self._value is not session:
             self._content.append(Savepoint(self._value))
@@ -756,7 +756,7 @@ class _Before:
         _show_only(session, self._updates)
 
 
-def _updates(session: UnopenedSession) -> list[Any]:
+def _updates_of(session: UnopenedSession) -> list[Any]:
     """The updates that show a session, or what a handler put in its place."""
     found: list[Any] | None = getattr(session, "_updates", None)
     if found is None:
@@ -765,11 +765,11 @@ def _updates(session: UnopenedSession) -> list[Any]:
     return found
 
 
-def _value(session: UnopenedSession) -> Any:
+def _value_of(session: UnopenedSession) -> Any:
     """The session or, if a handler put another value in its place on an update, that value."""
     value, property = getattr(session, "_instead", _MISSING), session._options.property
     value = session if value is _MISSING else value
-    shown = (getattr(update, property, None) for update in _updates(session))
+    shown = (getattr(update, property, None) for update in _updates_of(session))
     return next((one for one in shown if one is not value), value)
 
 
@@ -777,7 +777,7 @@ def _show(session: UnopenedSession, value: Any) -> None:
     """Show a value in a session's place, or the session itself, on all its updates."""
     property = session._options.property
     _set(session, "_instead", _MISSING if value is session else value)
-    for update in _updates(session):
+    for update in _updates_of(session):
         if getattr(update, property, None) is not value:
             setattr(update, property, value)
     guests = getattr(session, "_guests", None) if value is session else None
@@ -788,7 +788,7 @@ def _show(session: UnopenedSession, value: Any) -> None:
 def _show_only(session: UnopenedSession, updates: list[Any]) -> None:
     """Show it on these updates from now on; others keep what they show until that is saved."""
     if session._instead is not _MISSING:
-        guests = {id(one): one for one in _updates(session)}
+        guests = {id(one): one for one in _updates_of(session)}
         for update in updates:
             guests.pop(id(update), None)
         if guests:
@@ -823,5 +823,5 @@ def in_use(options: Options, name: str) -> dict[str, Any] | None:
     session = holder.find(options.locks, name)
     if type(session) is UnopenedSession:
         return None
-    value = _value(session)
+    value = _value_of(session)
     return dict(value) if isinstance(value, dict) else {}
