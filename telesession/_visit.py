@@ -789,11 +789,8 @@ def _show_only(session: UnopenedSession, updates: list[Any]) -> None:
     """Show it on these updates from now on; others keep what they show until that is saved."""
     if session._instead is not _MISSING:
         guests = {id(one): one for one in _updates_of(session)}
-        for update in updates:
-            guests.pop(id(update), None)
-        if guests:
-            _set(session, "_guests", getattr(session, "_guests", {}))
-            session._guests.update(guests)
+        _set(session, "_guests", getattr(session, "_guests", {}))
+        session._guests.update(guests)
     _set(session, "_updates", updates)
 
 

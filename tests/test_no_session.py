@@ -27,6 +27,26 @@ def test_a_key_is_a_str_or_an_int(store, key):
     assert content(store) == {f"session:{key}": {"n": 1}}
 
 
+def test_a_key_of_a_type_of_ones_own(store):
+    """3.1 A `str` of a subclass is one."""
+
+    class Room(str):
+        pass
+
+    session = with_session(store=store)
+    room = with_session(property="room", key=lambda update: Room("a"), store=store)
+
+    @room
+    @session
+    def handler(update):
+        count(update)
+        update.room["n"] = 5
+
+    handler(message())
+
+    assert content(store) == {"room:a": {"n": 5}, "session:42:42": {"n": 1}}
+
+
 @pytest.mark.parametrize("key", ["", True, False, 1.5, b"a", (1, 2), [], object()])
 def test_any_other_key_is_an_error(store, key):
     """3.1 Anything else, and `""`, is an error."""
