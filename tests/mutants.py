@@ -37,7 +37,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 MODULES = ("_locks", "_visit", "_session", "_dispatch", "_handler")
 #: What the quick tests don't find may be found by these.
-MORE = ("locks_interrupted", "interrupts", "transactions", "waiting")
+MORE = ("locks_interrupted", "interrupts", "transactions", "waiting", "model")
 #: These run `_locks` alone. (What else there is changes lines by their text: it fails on mutants.)
 SCHEDULES = "tests/test_schedules.py::test_every_schedule"
 #: What this process has imported beforehand, pytest can't rewrite, nor need it.

@@ -517,14 +517,18 @@ class TestInBetween:
         bot.process_new_updates([update()])
         assert store == {"session:42:42": '{"n":2}'}
 
-    def test_another_declaration_of_the_session(self, bot, store):
-        """1.1 Each handler has the session as its own declaration says."""
-        first, second = (with_session(store=store, initial=lambda n=n: {"was": n}) for n in "ab")
+    @pytest.mark.parametrize("opened", [False, True], ids=["", "opened in between"])
+    def test_another_declaration_of_the_session(self, bot, store, opened):
+        """1.1 Each handler has a new session as its own declaration says, but for what a block
+        has changed in between."""
+        first, second = (with_session(store=store, initial=lambda n=n: {n: 1}) for n in "ab")
         found = []
-        bot.register_message_handler(first.when(was="b")(pytest.fail))
+        bot.register_message_handler(first.when(b=1)(pytest.fail))
+        if opened:
+            bot.register_message_handler(self.opening(first, "n"))
         bot.register_message_handler(second(lambda message: found.append(dict(message.session))))
         bot.process_new_updates([update()])
-        assert found == [{"was": "b"}]
+        assert found == [{"a": 1, "n": 1} if opened else {"b": 1}]
 
     def test_another_update_of_the_session(self, bot, store):
         """2.4 A handler that is called with the message of a click replaces the session."""
