@@ -5,11 +5,12 @@ import threading
 
 import pytest
 from telebot import types
-from telebot.handler_backends import BaseMiddleware, ContinueHandling
+from telebot.handler_backends import ContinueHandling
 
 from telesession import SessionBusy, _locks, keys, with_session
 from tests.helpers import Failure, count, run_together, says
 from tests.stores import TIMEOUT, Bot, Leasing, message, payload
+from tests.when_bots import AfterHandlers
 from tests.worker import Worker, connect
 
 
@@ -332,19 +333,12 @@ def dispatching(middlewares):
     bot = Bot(1, use_class_middlewares=middlewares)._bot
     bot.threaded = False
     if middlewares:
-
-        class Middleware(BaseMiddleware):
-            update_types = ("message",)
-            update_sensitive = False
-
-            def pre_process(self, message, data):
-                pass
-
-            def post_process(self, message, data, exception):
-                assert exception is None
-
-        bot.setup_middleware(Middleware())
+        bot.setup_middleware(AfterHandlers(no_error))
     return bot, []
+
+
+def no_error(exception):
+    assert exception is None
 
 
 def update(user=42):

@@ -9,6 +9,7 @@ from tests.worker import Worker, connect
 
 nothing_left = when_bots.nothing_left
 
+#: What an update does to its session in `routing`, beside being handled.
 EACH = ("opened", "before", "after")
 
 

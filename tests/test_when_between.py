@@ -45,6 +45,17 @@ class TestInBetween:
 
         return opens
 
+    def leaving(self, bot, a, b):
+        """Handlers that leave two sessions, and one with a block that changes both."""
+        bot.register_message_handler(a.when(n=2)(pytest.fail))
+        bot.register_message_handler(b.when(n=2)(pytest.fail))
+
+        @bot.message_handler()
+        def between(message):
+            with a.open(message) as mine, b.open(message) as more:
+                mine["n"] = more["n"] = 1
+            return ContinueHandling()
+
     def test_no_handler_comes(self, bot, store, session):
         bot.register_message_handler(session.when(n=1)(pytest.fail))
         bot.register_message_handler(self.opening(session, "opened"))
@@ -238,13 +249,7 @@ class TestInBetween:
         stores = one, one if shared else Failing()
         a, b = (with_session(property=name, store=store) for name, store in zip("ab", stores))
         bot = telebot.TeleBot("1:test", threaded=False)
-        bot.register_message_handler(a.when(n=1)(pytest.fail))
-        bot.register_message_handler(b.when(n=1)(pytest.fail))
-
-        @bot.message_handler()
-        def between(message):
-            with a.open(message) as mine, b.open(message) as more:
-                mine["n"] = more["n"] = 1
+        self.leaving(bot, a, b)
 
         with pytest.raises(SessionStoreError):
             bot.process_new_updates([update()])
@@ -253,14 +258,7 @@ class TestInBetween:
     def test_one_of_two_that_were_left_is_handled(self, bot, store):
         """5.8 What a block changed of the other one is saved when the dispatch ends."""
         a, b = (with_session(property=name, store=store) for name in "ab")
-        bot.register_message_handler(a.when(n=2)(pytest.fail))
-        bot.register_message_handler(b.when(n=2)(pytest.fail))
-
-        @bot.message_handler()
-        def between(message):
-            with a.open(message) as mine, b.open(message) as more:
-                mine["n"] = more["n"] = 1
-            return ContinueHandling()
+        self.leaving(bot, a, b)
 
         @bot.message_handler()
         @a.when(n=1)

@@ -25,6 +25,22 @@ def raising(message):
     raise Failure
 
 
+class AfterHandlers(BaseMiddleware):
+    """A class middleware that calls a function with what a handler raised, or `None`."""
+
+    update_types = ("message",)
+    update_sensitive = False
+
+    def __init__(self, after):
+        self.after = after
+
+    def pre_process(self, message, data):
+        pass
+
+    def post_process(self, message, data, exception):
+        self.after(exception)
+
+
 @contextlib.contextmanager
 def handled(bot):
     """Expect a `Failure` that reaches whoever fed the bot, or its middlewares."""
@@ -33,21 +49,6 @@ def handled(bot):
             yield
         return
     seen = []
-
-    class Middleware(BaseMiddleware):
-        update_types = ("message",)
-        update_sensitive = False
-
-        def pre_process(self, message, data):
-            pass
-
-        def post_process(self, message, data, exception):
-            seen.append(type(exception))
-
-    bot.setup_middleware(Middleware())
+    bot.setup_middleware(AfterHandlers(seen.append))
     yield
-    assert seen == [Failure]
-
-
-#: What an update does to its session in `routing`, beside being handled.
-EACH = ("opened", "before", "after")
+    assert list(map(type, seen)) == [Failure]
