@@ -106,6 +106,7 @@ class Visit:
         for number, session in enumerate(sessions):
             options = session._options
             session._stored = session._before = stored = payloads[number]
+            session._form = None
             if stored is None or options.upgrade is not None:
                 session._fill()
             else:
@@ -136,10 +137,7 @@ class Visit:
             data = {**session} if shown is session else _settled(session, shown)
             if data or stored is not None:
                 try:
-                    if options.form is None:
-                        payload = options.encode(data, before)
-                    else:
-                        payload = options.encode(data, before, getattr(session, "_form", None))
+                    payload = options.encode(data, before, session._form)
                 except Unkeepable as error:
                     raise options.unkeepable(session._name, error) from error.__cause__
                 if payload is not before:
@@ -344,6 +342,7 @@ class FullVisit(Visit):
         """Fill a session from its stored data, and show it on the update."""
         session._updates = [] if self.update is None else [self.update]
         session._before = None if self.blank else session._stored
+        session._form = None
         if not self.blank:
             session._fill()
         self._open(session)
@@ -788,9 +787,9 @@ def _show(session: UnopenedSession, value: Any) -> None:
 def _show_only(session: UnopenedSession, updates: list[Any]) -> None:
     """Show it on these updates from now on; others keep what they show until that is saved."""
     if session._instead is not _MISSING:
-        guests = {id(one): one for one in _updates_of(session)}
-        _set(session, "_guests", getattr(session, "_guests", {}))
-        session._guests.update(guests)
+        guests = getattr(session, "_guests", {})
+        guests.update((id(one), one) for one in _updates_of(session))
+        _set(session, "_guests", guests)
     _set(session, "_updates", updates)
 
 
