@@ -175,9 +175,9 @@ def test_fork(request):
     with Worker(url, "fork", lease, lease * 2) as worker:
         assert worker.read() == "ready"
         worker.go()
-        said = [worker.read() for _ in range(5)]
+        said = [worker.read() for _ in range(6)]
         assert worker.process.wait(TIMEOUT) == 0
-    assert said == ["inside", "inside", "saved", "inside", "saved"]
+    assert said == ["inside", "leaving"] * 3
     with connect(url) as store:
         assert content(store) == {"n": 3}
 

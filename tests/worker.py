@@ -224,7 +224,7 @@ def end(url: str, lease: str, seconds: str, how: str) -> None:
 
 
 def fork(url: str, lease: str, seconds: str) -> None:
-    """Handle a message here and, after a fork, in the child; both take so many seconds."""
+    """Handle a message here and, after a fork, here and in the child; each takes so many seconds."""
     with connect(url, lease=float(lease)) as store:
 
         @with_session(store=store)
@@ -232,13 +232,13 @@ def fork(url: str, lease: str, seconds: str) -> None:
             update.session["n"] = update.session.get("n", 0) + 1
             say("inside")
             time.sleep(float(seconds))
+            say("leaving")
 
         ready()
         handler(message())
         child = os.fork()
         try:
             handler(message())
-            say("saved")
         except Exception as error:
             say(type(error).__name__)
         if not child:
