@@ -565,10 +565,9 @@ def _mongo(request: pytest.FixtureRequest) -> Opened:
 
     def age(seconds: float) -> None:
         for found in collection.find({"expires": {"$exists": True}}):
-            times = {
-                field: found[field] - timedelta(seconds=seconds)
-                for field in ("expires", "delete_at")
-            }
+            # a lease that is renewed keeps its document from the server's removal
+            fields = ["expires"] if "lease" in found else ["expires", "delete_at"]
+            times = {field: found[field] - timedelta(seconds=seconds) for field in fields}
             collection.update_one({"_id": found["_id"]}, {"$set": times})
 
     yield LeasingBackend(

@@ -452,8 +452,9 @@ def test_fork(place, expected):
         with Worker(place.url, "fork", LEASE, 0) as forks:
             assert forks.read() == "ready"
             forks.go()
-            said = sorted(forks.read() for _ in range(5))
-        assert said == ["inside"] * 3 + ["saved"] * 2
+            said = [forks.read() for _ in range(6)]
+            assert forks.process.wait(TIMEOUT) == 0
+        assert said == ["inside", "leaving"] * 3
         assert found(store=store) == {"n": 3}
     assert expected == "saved, by both processes"
 

