@@ -224,7 +224,7 @@ def end(url: str, lease: str, seconds: str, how: str) -> None:
 
 
 def fork(url: str, lease: str, seconds: str) -> None:
-    """Handle a message here and, after a fork, here and in the child; each takes so many seconds."""
+    """Handle a message here and, after a fork, in both processes; each takes so many seconds."""
     with connect(url, lease=float(lease)) as store:
 
         @with_session(store=store)
