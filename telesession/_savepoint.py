@@ -1,11 +1,12 @@
 """Savepoints: the content of a dict at some moment, to be restored in place by `_visit`.
 
 A part that fails must leave no trace, even in a list of the session that the handler still has. So
-a savepoint keeps the dicts, lists and sets themselves, each with a copy of its items. Objects of
-other types may change inside, so they are copied, and the copy replaces them.
+a savepoint keeps the dicts, lists and sets themselves, each with a copy of its items, also those in
+tuples. Objects of other types may change inside, so they are copied, and the copy replaces them.
 """
 
 import copy
+from collections import OrderedDict
 from typing import Any
 
 _PLAIN = {str, int, float, bool, type(None), bytes, complex}  # their values can't change
@@ -16,13 +17,18 @@ class Savepoint:
 
     def __init__(self, root: dict[Any, Any]) -> None:
         containers: dict[int, Any] = {}
+        tuples: set[int] = set()
         others = False
         todo: list[Any] = [root]
         while todo:
             value = todo.pop()
-            if type(value) in _PLAIN or id(value) in containers:
+            if type(value) in _PLAIN or id(value) in containers or id(value) in tuples:
                 continue
-            if isinstance(value, dict):
+            if isinstance(value, tuple):
+                tuples.add(id(value))
+                others |= type(value) is not tuple
+                todo += value
+            elif isinstance(value, dict):
                 containers[id(value)] = value
                 todo += dict.values(value)
             elif isinstance(value, (list, set)):
@@ -47,9 +53,17 @@ class Savepoint:
             if isinstance(container, list):
                 list.__setitem__(container, slice(None), content)
             else:
-                kind = dict if isinstance(container, dict) else set
-                kind.clear(container)
-                kind.update(container, content)
+                refill(container, content)
+
+
+def refill(target: Any, content: Any) -> None:
+    """Replace the items of a dict or set, without code of a subclass.
+
+    An `OrderedDict` keeps its order beside the dict's own items, so it has methods of its own.
+    """
+    kind: Any = next(one for one in (OrderedDict, dict, set) if isinstance(target, one))
+    kind.clear(target)
+    kind.update(target, content)
 
 
 def _copied(value: Any, memo: dict[int, Any]) -> Any:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from telesession._dispatch import current_task, innermost, leave_inside, running, unlink
 from telesession._locks import Locks
 from telesession._options import Options
-from telesession._savepoint import Savepoint
+from telesession._savepoint import Savepoint, refill
 from telesession._session import ClosedSession, NoSession, Session, UnopenedSession, check_free
 from telesession._several import Share, commit_all, commit_or_log, failed
 from telesession._workers import mind_stop
@@ -806,8 +806,7 @@ def _settled(session: UnopenedSession, value: Any) -> dict[str, Any]:
 
 def _refill(target: dict[str, Any], content: dict[str, Any]) -> None:
     if content is not target:
-        dict.clear(target)
-        dict.update(target, content)
+        refill(target, content)
 
 
 def in_use(options: Options, name: str) -> dict[str, Any] | None:

@@ -1,8 +1,9 @@
 """4.1, 4.2, 5.6, 6.3 What is saved or taken back together, on one store and on several."""
 
+from collections import OrderedDict
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -39,6 +40,11 @@ class Thing:
     """An object of the bot's own, which pickle keeps."""
 
     items: list[Any]
+
+
+class Pair(NamedTuple):
+    one: list[Any]
+    other: int
 
 
 class Committing(Leasing):
@@ -204,8 +210,25 @@ def whole():
         "d": {"a": {"b": 1}},
         "s": {1, 2},
         "t": ([1], 2),
+        "p": Pair([1], 2),
         "o": Thing([1]),
+        "od": OrderedDict(a=1, b=2),
     }
+
+
+def parts_of(data):
+    """What is put back in place."""
+    of_tuples = [data["t"][0], data["p"].one]
+    return [
+        data,
+        data["l"],
+        data["l"][1],
+        data["d"],
+        data["d"]["a"],
+        data["s"],
+        *of_tuples,
+        data["od"],
+    ]
 
 
 def spoil(data):
@@ -215,7 +238,10 @@ def spoil(data):
     data["d"]["x"] = data["l"]
     data["s"] ^= {2, 3}
     data["t"][0].append(2)
+    data["p"].one.append(2)
     data["o"].items.append(2)
+    data["od"].move_to_end("a")
+    data["od"]["c"] = data["od"].pop("b")
     data["more"] = 1
 
 
@@ -240,7 +266,7 @@ def test_a_part_that_raises_is_taken_back_in_place(within, how):
     @session
     def outer(update):
         same = update.session
-        parts = [same, same["l"], same["l"][1], same["d"], same["d"]["a"], same["s"]]
+        parts = parts_of(same)
         other = message()
         part = {
             "handler": lambda: session(fails)(update),
@@ -251,9 +277,7 @@ def test_a_part_that_raises_is_taken_back_in_place(within, how):
         with pytest.raises(Failure):
             part()
         now = update.session
-        assert list(map(id, parts)) == list(
-            map(id, [now, now["l"], now["l"][1], now["d"], now["d"]["a"], now["s"]])
-        )
+        assert list(map(id, parts)) == list(map(id, parts_of(now)))
         assert list(now.items()) == list(whole().items())
         assert getattr(other, "session", now) is now
         now["l"].append("kept")
