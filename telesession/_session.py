@@ -241,8 +241,20 @@ class NoSession:
     __iter__ = __len__ = __or__ = __ror__ = __ior__ = __setattr__ = _refuse
 
 
+def updates_of(session: UnopenedSession) -> list[Any]:
+    """The updates that show a session, or what a handler put in its place."""
+    found: list[Any] | None = getattr(session, "_updates", None)
+    if found is None:
+        holder = session._options.locks.holder(session._name)
+        found = [] if holder is None or holder.update is None else [holder.update]
+    return found
+
+
 def check_free(update: Any, property: str, session: UnopenedSession | None = None) -> None:
-    """Refuse to hide an attribute, unless it is left from an earlier handler's session."""
+    """Refuse to hide an attribute, unless it is left from an earlier handler's session.
+
+    That includes one that is still open, on a copy of the update that shows it.
+    """
     shown = getattr(update, property, None)
     missing = shown is None and not hasattr(update, property)
     if missing or isinstance(shown, (ClosedSession, NoSession, Copied)):
@@ -251,9 +263,12 @@ def check_free(update: Any, property: str, session: UnopenedSession | None = Non
         return
     name = property if session is None else session._name
     if isinstance(shown, UnopenedSession):
+        if not any(one is update for one in updates_of(shown)):
+            return
         raise SessionError(
             f"{property!r} of {kind(update)} holds {shown._name!r}, which is still open, so it "
-            "can't hold another session. Give one of the two declarations its own property.",
+            "can't hold another session. Give one of the two declarations its own property, or "
+            "hand on a copy: copy.copy(update).",
             name,
         )
     raise SessionError(

@@ -22,7 +22,14 @@ from telesession._dispatch import current_task, innermost, leave_inside, running
 from telesession._locks import Locks
 from telesession._options import Options
 from telesession._savepoint import Savepoint, refill
-from telesession._session import ClosedSession, NoSession, Session, UnopenedSession, check_free
+from telesession._session import (
+    ClosedSession,
+    NoSession,
+    Session,
+    UnopenedSession,
+    check_free,
+    updates_of,
+)
 from telesession._several import Share, commit_all, commit_or_log, failed
 from telesession._workers import mind_stop
 from telesession.codecs import Unkeepable
@@ -610,7 +617,7 @@ class FullVisit(Visit):
             value = session
         elif not isinstance(value, dict):
             session._replacement(value)  # always raises here
-        updates = _updates_of(session)
+        updates = updates_of(session)
         if update is not None and not any(one is update for one in updates):
             shown = getattr(update, property, None)
             if value is session or type(shown) is not type(value) or shown != value:
@@ -630,8 +637,8 @@ class FullVisit(Visit):
         if type(session) is UnopenedSession:  # perhaps another session of its stack failed to load
             self._load(session)
             return
-        if not any(one is self.update for one in _updates_of(session)):
-            session._updates = [*_updates_of(session), self.update]
+        if not any(one is self.update for one in updates_of(session)):
+            session._updates = [*updates_of(session), self.update]
         self._open(session)
 
     def _hand_back(self) -> None:
@@ -725,7 +732,7 @@ class _Before:
             return
         self._user = session._user
         self._kind = type(session)
-        self._updates = _updates_of(session)
+        self._updates = updates_of(session)
         self._value = _value_of(session)
         self._content = [Savepoint(session)]
         if isinstance(self._value, dict) and self._value is not session:
@@ -755,20 +762,11 @@ class _Before:
         _show_only(session, self._updates)
 
 
-def _updates_of(session: UnopenedSession) -> list[Any]:
-    """The updates that show a session, or what a handler put in its place."""
-    found: list[Any] | None = getattr(session, "_updates", None)
-    if found is None:
-        holder = session._options.locks.holder(session._name)
-        found = [] if holder is None or holder.update is None else [holder.update]
-    return found
-
-
 def _value_of(session: UnopenedSession) -> Any:
     """The session or, if a handler put another value in its place on an update, that value."""
     value, property = getattr(session, "_instead", _MISSING), session._options.property
     value = session if value is _MISSING else value
-    shown = (getattr(update, property, None) for update in _updates_of(session))
+    shown = (getattr(update, property, None) for update in updates_of(session))
     return next((one for one in shown if one is not value), value)
 
 
@@ -776,7 +774,7 @@ def _show(session: UnopenedSession, value: Any) -> None:
     """Show a value in a session's place, or the session itself, on all its updates."""
     property = session._options.property
     _set(session, "_instead", _MISSING if value is session else value)
-    for update in _updates_of(session):
+    for update in updates_of(session):
         if getattr(update, property, None) is not value:
             setattr(update, property, value)
     guests = getattr(session, "_guests", None) if value is session else None
@@ -788,7 +786,7 @@ def _show_only(session: UnopenedSession, updates: list[Any]) -> None:
     """Show it on these updates from now on; others keep what they show until that is saved."""
     if session._instead is not _MISSING:
         guests = getattr(session, "_guests", {})
-        guests.update((id(one), one) for one in _updates_of(session))
+        guests.update((id(one), one) for one in updates_of(session))
         _set(session, "_guests", guests)
     _set(session, "_updates", updates)
 

@@ -4,6 +4,7 @@ import copy
 import pickle
 import time
 from contextlib import suppress
+from types import SimpleNamespace
 
 import pytest
 
@@ -203,6 +204,31 @@ def test_a_copied_update_is_an_update_like_any_other(session, store, how, change
         number += 1
         assert session(count)(each) == number
     assert content(store)["session:42:42"]["n"] == number
+
+
+@pytest.mark.parametrize("how", COPIES.values(), ids=COPIES)
+@pytest.mark.parametrize("fails", [False, True], ids=["returns", "raises"])
+def test_a_copied_update_of_another_user(session, store, how, fails):
+    """2.7 Copied while the session is open, and handled in the name of another user."""
+
+    @session
+    def as_another(update):
+        count(update)
+        if fails:
+            raise Failure
+
+    @session
+    def outer(update):
+        copied = how(update)
+        copied.from_user = copied.chat = SimpleNamespace(id=43, type="private", is_bot=False)
+        with suppress(Failure):
+            as_another(copied)
+        count(update)
+
+    outer(message())
+
+    theirs = {} if fails else {"session:43:43": {"n": 1}}
+    assert content(store) == {"session:42:42": {"n": 1}, **theirs}
 
 
 def test_a_dict_that_a_copy_has_is_not_taken_for_a_session(session, store):
