@@ -7,7 +7,7 @@ import functools
 import inspect
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 from telesession._checks import called, check_handler, takes
@@ -132,7 +132,7 @@ def wrap(options: Options, handler: Handler, condition: Condition | None = None)
     stack = Stack(options, handler, condition)
     inner, asks = stack.handler, stack.asks
     declared, store, timeout = stack.options, stack.store, stack.lock_timeout
-    find, position = _finder(inner)
+    find, position = _finder(inner, declared)
     go_on = watch()() if stack.conditions else None
 
     @functools.wraps(inner)
@@ -197,20 +197,33 @@ def is_update(value: Any) -> bool:
     return False
 
 
-def may_be(value: Any) -> bool:
-    """Whether a value may stand for an update in a test."""
+def may_be(value: Any, declared: Iterable[Options]) -> bool:
+    """Whether a value may stand for an update in a test: it has a sender, a chat or a key."""
     if isinstance(value, (type(None), int, float, str, bytes, dict, list, tuple, set, frozenset)):
         return False
     if isinstance(value, type) or inspect.isroutine(value) or inspect.ismodule(value):
         return False
-    return not any(base.__module__.partition(".")[0] == "telebot" for base in type(value).__mro__)
+    if any(base.__module__.partition(".")[0] == "telebot" for base in type(value).__mro__):
+        return False
+    return _has_sender(value) or (
+        hasattr(value, "__dict__") and any(_has_key(value, options) for options in declared)
+    )
 
 
 def _has_sender(value: Any) -> bool:
     return hasattr(value, "from_user") or hasattr(value, "chat")
 
 
-def _finder(handler: Callable[..., Any]) -> tuple[Callable[..., Any], int]:
+def _has_key(value: Any, options: Options) -> bool:
+    try:
+        return options.key(value) is not None
+    except Exception:
+        return False
+
+
+def _finder(
+    handler: Callable[..., Any], declared: Sequence[Options]
+) -> tuple[Callable[..., Any], int]:
     """A function that finds a handler's update among its arguments, and its usual position."""
     try:
         signature = inspect.signature(handler)
@@ -225,7 +238,8 @@ def _finder(handler: Callable[..., Any]) -> tuple[Callable[..., Any], int]:
             if is_update(value):
                 _check_call(handler, signature, args, kwargs)
                 return value
-        likely = [value for value in [*args[position:], *kwargs.values()] if may_be(value)]
+        candidates = [*args[position:], *kwargs.values()]
+        likely = [value for value in candidates if may_be(value, declared)]
         for value in [*filter(_has_sender, likely), *likely]:
             _check_call(handler, signature, args, kwargs)
             _check_mock(value)
@@ -236,7 +250,8 @@ def _finder(handler: Callable[..., Any]) -> tuple[Callable[..., Any], int]:
                 "`@with_session(key)`: options are given by keyword, `@with_session(key=...)`."
             )
         what = f" but with {', '.join(map(_described, given))}" if given else ""
-        hints = [_HINTS[kind] for kind in dict.fromkeys(map(type, given)) if kind in _HINTS]
+        kinds = dict.fromkeys(type(value).__name__ for value in given)
+        hints = [_HINTS[kind] for kind in kinds if kind in _HINTS]
         raise TypeError(
             f"{called(handler)} was called without its update{what}. A handler with a "
             "session takes one update at a time, such as a message or a call; for a session by "
@@ -247,9 +262,10 @@ def _finder(handler: Callable[..., Any]) -> tuple[Callable[..., Any], int]:
 
 
 #: Hints by the type of the argument that a handler got instead of its update.
-_HINTS: dict[type, str] = {
-    dict: "Of JSON, telebot.types.Update.de_json(...) makes an update.",
-    type(None): "If that is call.message, which a message sent in inline mode doesn't have, hand "
+_HINTS = {
+    "dict": "Of JSON, telebot.types.Update.de_json(...) makes an update.",
+    "Update": "Hand on what the Update holds, such as update.message.",
+    "NoneType": "If that is call.message, which a message sent in inline mode doesn't have, hand "
     "on the call itself: menu(call).",
 }
 

@@ -315,7 +315,7 @@ class Declaration(_Mistakes, Generic[Data]):
         one = sum(given is not _MISSING for given in (update, key, keys)) == 1 and not more
         listed = isinstance(keys, (list, tuple))
         wrong = next((each for each in (keys if listed else [key]) if is_update(each)), None)
-        fits = update is _MISSING or is_update(update) or may_be(update)
+        fits = update is _MISSING or is_update(update) or may_be(update, [self._options])
         if one and fits and wrong is None and (listed or keys is _MISSING):
             return
         example = _KEYS.get(id(self.key), "'42:99'")

@@ -6,6 +6,9 @@ import gc
 import inspect
 import pickle
 import weakref
+from collections import deque
+from datetime import datetime
+from decimal import Decimal
 
 import pytest
 import telebot
@@ -165,6 +168,39 @@ def test_a_call_without_an_update_is_a_type_error(session, case):
     """2.2 The wrapper is transparent: a call that can't work fails as it would without it."""
     with pytest.raises(TypeError, match="without its update"):
         session(case)()
+
+
+class Database:
+    """An object of the bot's own."""
+
+
+@any_of(
+    {
+        type(value).__name__: (value, f"but with a {type(value).__name__}")
+        for value in [
+            Decimal(5),
+            datetime(2026, 1, 1),
+            deque([message()]),
+            iter([message()]),
+            ValueError("5"),
+            Database(),
+            object(),
+        ]
+    }
+    | {"Update": (telebot.types.Update.de_json({"update_id": 1}), "such as update.message")}
+)
+def test_what_is_no_update_is_a_type_error(session, store, case):
+    """2.2 Whatever its type, and also behind a number; nothing is left on it."""
+    value, words = case
+
+    with pytest.raises(TypeError, match=words):
+        session(count)(value)
+    with pytest.raises(TypeError, match=f"with 5, .*{type(value).__name__}"):
+        session(lambda chat_id, other: None)(5, value)
+    with pytest.raises(TypeError, match=r"peek\(message\)"):
+        session.peek(value)
+
+    assert (hasattr(value, "session"), store) == (False, {})
 
 
 class Counter:
