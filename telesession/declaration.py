@@ -56,6 +56,15 @@ class _Mistakes:
                 what = _NO_SESSION.format(property=self.property)
             raise AttributeError(what)
 
+        def __setattr__(self, name: str, value: Any) -> None:
+            if not name.startswith("_") and not hasattr(type(self), name):
+                raise AttributeError(
+                    f"{name!r} can't be set on a declaration: its options are given to "
+                    "with_session, and its sessions are dicts on their updates: "
+                    f"message.{self.property}['n'] = 1"
+                )
+            super().__setattr__(name, value)
+
 
 _NO_SESSION = (
     "this is the declaration of sessions, and not one of them: in a handler the session is on its "

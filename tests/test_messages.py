@@ -357,6 +357,16 @@ MISTAKES = {
         ["declaration", "message.cart['n'] = 1", "with session.open(message) as data:"],
     ),
     "declaration.get": (lambda: DECLARED.get("n", 0), AttributeError, ["message.cart['n'] = 1"]),
+    "declaration.n = ...": (
+        lambda: setattr(DECLARED, "n", 1),
+        AttributeError,
+        ["'n' can't be set", "message.cart['n'] = 1"],
+    ),
+    "declaration.lock_timeout = ...": (
+        lambda: setattr(DECLARED, "lock_timeout", 5),
+        AttributeError,
+        ["'lock_timeout' can't be set", "options are given to with_session"],
+    ),
     "key in declaration": (lambda: "n" in DECLARED, TypeError, ["message.cart['n'] = 1"]),
     "with declaration": (
         lambda: enter(DECLARED),
