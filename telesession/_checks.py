@@ -20,7 +20,16 @@ def check_handler(handler: Any) -> None:
             f"with_session goes above a handler function, not {handler!r}. To open the session of "
             "an update outside of its handler: `with session.open(message) as data:`"
         )
-    function: Any = handler
+    kind = not_plain(handler)
+    if kind:
+        raise TypeError(
+            f"{called(handler)} is {kind} function: telesession is for the blocking TeleBot, "
+            "whose handlers are plain functions (def, without yield)"
+        )
+
+
+def not_plain(function: Any) -> str | None:
+    """The kind of a function that does nothing yet when it is called; else `None`."""
     while isinstance(function, functools.partial):
         function = function.func
     call = getattr(type(function), "__call__", None)  # noqa: B004
@@ -30,10 +39,8 @@ def check_handler(handler: Any) -> None:
         ("a generator", inspect.isgeneratorfunction),
     ):
         if test(function) or test(call):
-            raise TypeError(
-                f"{called(handler)} is {kind} function: telesession is for the blocking TeleBot, "
-                "whose handlers are plain functions (def, without yield)"
-            )
+            return kind
+    return None
 
 
 def checked_property(property: Any) -> str:
@@ -56,8 +63,8 @@ def checked_callable(option: str, value: Any) -> Callable[..., Any]:
     numbers, how, example = _CALLS[option]
     if not callable(value):
         what = "can't be called"
-    elif inspect.iscoroutinefunction(value):
-        what = "is asynchronous"
+    elif not_plain(value):
+        what = f"is {not_plain(value)} function"
     elif not any(takes(value, number) for number in numbers):
         what = f"can't be called {how}"
     else:
@@ -102,11 +109,12 @@ def is_bare(decorator: str, function: Any) -> bool:
 
 
 def checked_codec(codec: Any) -> Any:
-    if not callable(getattr(codec, "dumps", None)) or not callable(getattr(codec, "loads", None)):
-        raise TypeError(
-            f"codec={codec!r} has no dumps and loads: give an object that has both, such as the "
-            "module pickle"
-        )
+    for call in (getattr(codec, "dumps", None), getattr(codec, "loads", None)):
+        if not callable(call) or not_plain(call) or not takes(call, 1):
+            raise TypeError(
+                f"codec={codec!r} has no dumps and loads that are plain functions of one argument: "
+                "give an object that has both, such as the module pickle; of a class, an instance"
+            )
     return codec
 
 
@@ -120,7 +128,7 @@ def checked_seconds(option: str, value: Any) -> float:
 
 
 def checked_busy(busy: Any) -> Any:
-    if callable(busy) and not inspect.iscoroutinefunction(busy):
+    if callable(busy) and not not_plain(busy):
         return busy
     if not isinstance(busy, str) or busy not in ("wait", "drop"):
         raise ValueError(
@@ -134,6 +142,15 @@ def called(thing: Any) -> str:
     """The name of a function, class or module for a message."""
     name = getattr(thing, "__qualname__", None) or getattr(thing, "__name__", None)
     return name if isinstance(name, str) else repr(thing)
+
+
+def short_repr(value: Any) -> str:
+    """A value for a message, cut short, since it may be content."""
+    try:
+        text = repr(value)
+    except Exception:  # an int of more than 4,300 digits, for one
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= 30 else f"{text[:27]}..."
 
 
 def kind(update: Any) -> str:

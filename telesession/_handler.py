@@ -61,6 +61,16 @@ def _named(key: str, value: Any) -> Any:
         if value.name is None:
             raise ValueError(f"when({key}=State()): a State without a StatesGroup has no name")
         return value.name
+    if isinstance(value, (list, tuple)) and any(isinstance(one, state_type()) for one in value):
+        raise ValueError(
+            f"when({key}={value!r}) compares a {type(value).__name__} as it is, and no session can "
+            f"hold a State. Alternatives are a set: when({key}={{Form.name, Form.age}})"
+        )
+    if inspect.isfunction(value):
+        raise TypeError(
+            f"when({key}={value!r}) compares values. A function is given without a name, and gets "
+            f"the session: when(lambda session: session.get({key!r}, 0) > 1)"
+        )
     return value
 
 

@@ -18,6 +18,7 @@ from telesession._checks import (
     checked_property,
     checked_seconds,
     kind,
+    short_repr,
 )
 from telesession._locks import locks_of
 from telesession.errors import SessionDataError, SessionError
@@ -85,7 +86,7 @@ class Options:
     def name_of_update(self, key: Any, update: Any) -> str | None:
         """The name of the session with ``key``, which the key function gave for ``update``."""
         return self.name_of(
-            key, f"the key function {called(self.key)} gave {key!r} for {kind(update)}"
+            key, f"the key function {called(self.key)} gave {short_repr(key)} for {kind(update)}"
         )
 
     def name_of(self, key: Any, given: str) -> str | None:

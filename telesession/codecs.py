@@ -14,6 +14,8 @@ import pickle
 import sys
 from typing import Any, Protocol
 
+from telesession._checks import short_repr
+
 
 class Codec(Protocol):
     """The type of ``codec`` in `with_session`."""
@@ -53,18 +55,10 @@ class Unkeepable(Exception):
 
 def _path(steps: list[Any]) -> str:
     """Steps in Python's notation, shortened if they are long or many."""
-    shown = [f"[{_shown(step)}]" for step in steps[:6] + steps[6:][-4:]]
+    shown = [f"[{short_repr(step)}]" for step in steps[:6] + steps[6:][-4:]]
     if len(steps) > len(shown):
         shown.insert(6, "...")
     return "".join(shown)
-
-
-def _shown(key: Any) -> str:
-    try:
-        text = repr(key)
-    except Exception:  # an int of more than 4,300 digits, for one
-        text = f"<{type(key).__name__}>"
-    return text if len(text) <= 30 else f"{text[:27]}..."
 
 
 def encode(

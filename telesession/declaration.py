@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, Protocol, TypeVar, overload
 
 from telesession import keys as key_functions
-from telesession._checks import checked_callable, checked_seconds, is_bare
+from telesession._checks import checked_callable, checked_seconds, is_bare, short_repr
 from telesession._handler import Condition, is_update, may_be, wrap
 from telesession._options import Busy, Options, check_known
 from telesession._several import listed, peeked
@@ -349,7 +349,7 @@ class Declaration(_Mistakes, Generic[Data]):
             name = options.name(update)
             why = "" if name else options.reason(update)
         else:
-            name = options.name_of(key, f"the key {key!r} was given")
+            name = options.name_of(key, f"the key {short_repr(key)} was given")
             options.check_form(key)
             why = f"{options.property!r} has no session with key=None. Give the key of a session."
         if name is None:

@@ -349,7 +349,11 @@ async def coroutine(message):
     pass
 
 
-@pytest.mark.parametrize("busy", ["waits", "queue", None, True, 1, coroutine])
+def generator(message):
+    yield
+
+
+@pytest.mark.parametrize("busy", ["waits", "queue", None, True, 1, coroutine, generator])
 def test_misuse(busy):
     """Contract 1.4: the message has the option, the value and the cure."""
     with says(ValueError, f"busy={busy!r}", "'wait', 'drop'", "a function"):

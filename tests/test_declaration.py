@@ -1,9 +1,11 @@
 """Section 1 of the contract: what `with_session` takes, shows and refuses."""
 
+import base64
 import doctest
 import functools
 import inspect
 import json
+import pickle
 from datetime import timedelta
 from unittest.mock import Mock
 
@@ -135,6 +137,19 @@ class Async:
         pass
 
 
+class Base64:
+    def dumps(self, data):
+        return base64.b64encode(pickle.dumps(data))
+
+    def loads(self, payload):
+        return pickle.loads(base64.b64decode(payload))
+
+
+class AsyncCodec(Base64):
+    async def dumps(self, data):
+        return super().dumps(data)
+
+
 NO_TIMES = [0, -1, float("inf"), float("nan"), 10**400, timedelta(0)]
 
 # What fails, and how: (option, error, cure), with the values that fail so.
@@ -148,14 +163,16 @@ MISUSE = {
     ("lock_timeout", ValueError, "must be a positive, finite number of seconds"): [0],
     ("lock_timeout", TypeError, "must be a number of seconds or a timedelta"): [None],
     ("key", TypeError, "give a plain function, such as telesession.keys."): ["user", 42, None],
-    ("key", TypeError, "is asynchronous: give a plain function"): [coroutine],
+    ("key", TypeError, "is a coroutine function: give a plain function"): [coroutine, Async()],
     ("key", TypeError, "can't be called with an update: give"): [lambda: 1, lambda a, b: 1],
     ("initial", TypeError, "can't be called without arguments: give"): [lambda message: {}],
     ("initial", TypeError, "all sessions would share: give a function"): [{}, {"n": 0}],
     ("initial", TypeError, "can't be called: give a plain function, such as dict"): [[], None],
-    ("initial", TypeError, "is asynchronous: give a plain function"): [coroutine],
+    ("initial", TypeError, "is a coroutine function: give a plain function"): [coroutine],
+    ("upgrade", TypeError, "is a generator function: give a plain function"): [generator],
     ("store", TypeError, "item access"): [object(), "redis://localhost"],
     ("codec", TypeError, "give an object that has both, such as the module pickle"): ["json"],
+    ("codec", TypeError, "plain functions of one argument"): [Base64, AsyncCodec()],
 }
 
 
@@ -266,6 +283,7 @@ def test_one_property_twice_in_a_stack_fails_at_decoration(case):
         {"property": "match"},
         {"property": "корзина"},
         {"codec": json},
+        {"codec": Base64()},
         {"key": functools.partial(keys.user)},
     ],
     ids=shown,

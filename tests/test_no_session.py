@@ -58,6 +58,16 @@ def test_any_other_key_is_an_error(store, key):
     assert (ran, store) == ([], {})
 
 
+def test_a_wrong_key_is_quoted_as_a_short_text(store):
+    """7 It may be content, such as the whole message."""
+    session = with_session(key=lambda update: update.json, store=store)
+
+    with pytest.raises(SessionError, match=r"gave {'message_id': .{,20}\.\.\. for"):
+        session(print)(message())
+    with pytest.raises(SessionError, match=r"the key \['secret, secr.{,20}\.\.\. was given"):
+        session.peek(key=["secret, " * 20])
+
+
 @pytest.mark.parametrize("update_type", util.update_types)
 def test_without_a_session_the_handler_runs(without, update_type):
     """3.3 With no session, the handler runs, `update.<property>` is falsy, and using it raises

@@ -21,6 +21,14 @@ nothing_left = when_bots.nothing_left
 bot = when_bots.bot
 
 
+async def coroutine(session):
+    pass
+
+
+def generator(session):
+    yield
+
+
 class TestMatching:
     @pytest.mark.parametrize(
         ("conditions", "values", "matches"),
@@ -88,6 +96,9 @@ class TestMatching:
         for value in (State(), {State()}):
             with says(ValueError, "step", "State", "no name"):
                 session.when(step=value)
+        for value in ([Steps.name, Steps.age], (Steps.name,)):
+            with says(ValueError, "step", "Alternatives are a set: when(step={Form.name"):
+                session.when(step=value)
 
     def test_conditions_with_the_update(self, store, session):
         """Contract 5.8: a second argument is the update; what has a default is the author's."""
@@ -148,6 +159,11 @@ class TestMatching:
             session.when("name")
         with says(TypeError, "can't be called with a session", "lambda session:"):
             session.when(lambda: True)
+        for condition in (coroutine, generator):
+            with says(TypeError, f"is a {condition.__name__} function: give a plain function"):
+                session.when(condition)
+        with says(TypeError, "when(n=<", "compares values", "lambda session: session.get('n'"):
+            session.when(n=lambda n: n > 1)
         with says(TypeError, "parentheses"):
             session.when(print)(message())
         with says(ValueError, "when(...)"):
