@@ -138,8 +138,11 @@ class _Form(_Stateless):
         return f"{value}." if type(value) is str else None
 
     def reducer_override(self, value: Any) -> Any:
-        if any("__getstate__" in vars(of) for of in type(value).__mro__[:-1]):
-            raise TypeError  # __getstate__ may leave out data that the codec keeps
+        for of in type(value).__mro__[:-1]:
+            method = vars(of).get("__getstate__")
+            module = getattr(method, "__module__", "") or ""
+            if method is not None and module not in sys.stdlib_module_names:
+                raise TypeError  # it may leave out data that the codec keeps
         return super().reducer_override(value)
 
 

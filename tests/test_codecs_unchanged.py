@@ -1,10 +1,12 @@
 """4.2 `telesession.codecs`: what is unchanged is not written, and the smallest change is."""
 
+import dataclasses
 import datetime
 import enum
 import json
 import math
 import pickle
+import uuid
 from collections import OrderedDict
 from decimal import Decimal
 
@@ -36,6 +38,13 @@ from tests.helpers import shown
 class Named:
     def __init__(self):
         self.name = "Ada"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Frozen:
+    """Python gives it a `__getstate__`, which leaves nothing out."""
+
+    score: int
 
 
 class Color(enum.Enum):
@@ -137,6 +146,8 @@ def test_unchanged_is_not_written_by_a_codec_that_never_makes_the_same(codec, da
         [Game(1), Game([2])],
         Named(),
         Game,
+        Frozen(1),
+        uuid.UUID(int=1),
     ],
     ids=lambda value: type(value).__name__,
 )
