@@ -231,16 +231,21 @@ def _has_key(value: Any, options: Options) -> bool:
         return False
 
 
+def _signature(handler: Callable[..., Any], *, follow_wrapped: bool) -> inspect.Signature:
+    try:
+        return inspect.signature(handler, follow_wrapped=follow_wrapped)
+    except ValueError:  # some builtins have none
+        return inspect.Signature([inspect.Parameter("args", inspect.Parameter.VAR_POSITIONAL)])
+
+
 def _finder(
     handler: Callable[..., Any], declared: Sequence[Options]
 ) -> tuple[Callable[..., Any], int]:
     """A function that finds a handler's update among its arguments, and its usual position."""
-    try:
-        signature = inspect.signature(handler)
-    except ValueError:  # some builtins have none
-        signature = inspect.Signature([inspect.Parameter("args", inspect.Parameter.VAR_POSITIONAL)])
-    names = list(signature.parameters)
+    names = list(_signature(handler, follow_wrapped=True).parameters)
     position = 1 if names and names[0] in ("self", "cls") else 0
+    # not the wrapped function's signature, to which a decorator may add arguments
+    signature = _signature(handler, follow_wrapped=False)
 
     def find(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         given = [*args, *kwargs.values()]

@@ -9,13 +9,14 @@ import weakref
 from collections import deque
 from datetime import datetime
 from decimal import Decimal
+from types import SimpleNamespace
 
 import pytest
 import telebot
 from telebot import apihelper, util
 from telebot.handler_backends import BaseMiddleware, ContinueHandling
 
-from telesession import SessionClosed, SessionError, keys, with_session
+from telesession import SessionClosed, SessionError, _handler, keys, with_session
 from telesession.testing import Chat
 from tests.helpers import any_of, content, count, hiding, keep, nobody, wrapping
 from tests.stores import message
@@ -267,6 +268,10 @@ def test_every_kind_of_callable_can_be_a_handler(bot, session, store, kind):
     assert content(store) == {"session:42:42": {"n": 2}, "session:43:43": {"n": 1}}
 
 
+def stand_in():
+    return SimpleNamespace(from_user=SimpleNamespace(id=42), chat=SimpleNamespace(id=42))
+
+
 @any_of({"none": lambda handler: handler, "wrapping": wrapping, "hiding": hiding})
 def test_the_update_is_found_however_it_is_given(session, case):
     """2.2 The wrapper is transparent: methods and keyword calls, whatever was wrapped before."""
@@ -276,6 +281,26 @@ def test_the_update_is_found_however_it_is_given(session, case):
     assert function(update=message()) == 2
     assert method.__get__(Counter())(message()) == 3
     assert method.__get__(Counter())(update=message()) == 4
+
+
+@pytest.mark.parametrize("make", [message, stand_in])
+def test_a_decorator_may_take_other_arguments_than_what_it_wraps(session, make, monkeypatch):
+    """2.2 Although it says, by functools.wraps, that they are the same."""
+    monkeypatch.setattr(_handler, "_updates", set())  # as before the first update of a process
+
+    def injecting(handler):
+        return functools.wraps(handler)(lambda update: handler(update, database="db"))
+
+    def dropping(handler):
+        return functools.wraps(handler)(lambda bot, update: handler(update))
+
+    @session
+    @injecting
+    def injected(update, database):
+        return count(update), database
+
+    assert injected(make()) == (1, "db")
+    assert session(dropping(count))(5, make()) == 2
 
 
 @with_session(property="other", store={})
