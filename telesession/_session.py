@@ -263,7 +263,8 @@ def check_free(update: Any, property: str, session: UnopenedSession | None = Non
         return
     name = property if session is None else session._name
     if isinstance(shown, UnopenedSession):
-        if not any(one is update for one in updates_of(shown)):
+        originals = updates_of(shown)
+        if originals and not any(one is update for one in originals):
             return
         raise SessionError(
             f"{property!r} of {kind(update)} holds {shown._name!r}, which is still open, so it "

@@ -231,6 +231,18 @@ def test_a_copied_update_of_another_user(session, store, how, fails):
     assert content(store) == {"session:42:42": {"n": 1}, **theirs}
 
 
+def test_an_update_that_a_bot_puts_an_open_session_on_is_no_copy(session, store):
+    """2.3 It is refused, as ever."""
+    update = message()
+
+    with session.open(key="43:43") as update.session:
+        with pytest.raises(SessionError, match="still open"):
+            session(count)(update)
+        count(update)
+
+    assert content(store) == {"session:43:43": {"n": 1}}
+
+
 def test_a_dict_that_a_copy_has_is_not_taken_for_a_session(session, store):
     """2.3, 2.7 Where the copied update had another dict in the session's place, one can't tell it
     from an attribute of the bot's own."""
