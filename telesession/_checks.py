@@ -128,7 +128,8 @@ def checked_seconds(option: str, value: Any) -> float:
 
 
 def checked_busy(busy: Any) -> Any:
-    if callable(busy) and not not_plain(busy):
+    # which arguments the handler gets isn't known here; an update is among them
+    if callable(busy) and not not_plain(busy) and (takes(busy, 1) or not takes(busy, 0)):
         return busy
     if not isinstance(busy, str) or busy not in ("wait", "drop"):
         raise ValueError(

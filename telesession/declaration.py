@@ -110,6 +110,11 @@ class Declaration(_Mistakes, Generic[Data]):
                 "a declaration goes above a handler without parentheses: @session. Only "
                 "@with_session() has them, with options or without"
             )
+        if isinstance(handler, Declaration):
+            raise TypeError(
+                "a declaration goes above a handler, and not above the one of "
+                f"{handler.property!r}: for both sessions write both above the handler"
+            )
         return wrap(self._options, handler)
 
     def when(

@@ -353,8 +353,16 @@ def generator(message):
     yield
 
 
-@pytest.mark.parametrize("busy", ["waits", "queue", None, True, 1, coroutine, generator])
+@pytest.mark.parametrize("busy", ["waits", "queue", None, True, 1, coroutine, generator, lambda: 1])
 def test_misuse(busy):
     """Contract 1.4: the message has the option, the value and the cure."""
     with says(ValueError, f"busy={busy!r}", "'wait', 'drop'", "a function"):
         with_session(busy=busy)
+
+
+@pytest.mark.parametrize(
+    "busy", [print, lambda self, call: 1, lambda call, *, bot: 1, lambda *args: 1]
+)
+def test_a_function_of_any_arguments(busy):
+    """Contract 5.9: it gets the handler's, which may be a method or take the bot."""
+    with_session(busy=busy)

@@ -357,6 +357,11 @@ MISTAKES = {
         ["declaration", "message.cart['n'] = 1", "with session.open(message) as data:"],
     ),
     "declaration.get": (lambda: DECLARED.get("n", 0), AttributeError, ["message.cart['n'] = 1"]),
+    "declaration(declaration)": (
+        lambda: with_session(DECLARED),
+        TypeError,
+        ["not above the one of 'cart'", "write both above the handler"],
+    ),
     "declaration.n = ...": (
         lambda: setattr(DECLARED, "n", 1),
         AttributeError,
