@@ -248,12 +248,14 @@ def _finder(
     signature = _signature(handler, follow_wrapped=False)
 
     def find(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        given = [*args, *kwargs.values()]
+        order = [name for name in names if name in kwargs]
+        named = [kwargs[name] for name in dict.fromkeys([*order, *kwargs])]
+        given = [*args, *named]
         for value in given:
             if is_update(value):
                 _check_call(handler, signature, args, kwargs)
                 return value
-        candidates = [*args[position:], *kwargs.values()]
+        candidates = [*args[position:], *named]
         likely = [value for value in candidates if may_be(value, declared)]
         for value in [*filter(_has_sender, likely), *likely]:
             _check_call(handler, signature, args, kwargs)

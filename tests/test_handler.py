@@ -283,6 +283,18 @@ def test_the_update_is_found_however_it_is_given(session, case):
     assert method.__get__(Counter())(update=message()) == 4
 
 
+def test_of_two_updates_the_first_parameter_is_meant(session):
+    """2.2 In whatever order the call names them."""
+
+    @session
+    def answer(update, question):
+        return count(update)
+
+    assert answer(question=message(user=43), update=message()) == 1
+    assert answer(update=message(), question=message(user=43)) == 2
+    assert answer(message(), question=message(user=43)) == 3
+
+
 @pytest.mark.parametrize("make", [message, stand_in])
 def test_a_decorator_may_take_other_arguments_than_what_it_wraps(session, make, monkeypatch):
     """2.2 Although it says, by functools.wraps, that they are the same."""
