@@ -9,6 +9,7 @@ import itertools
 import keyword
 import re
 import sys
+import unicodedata
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -51,7 +52,7 @@ def checked_property(property: Any) -> str:
             f"property={property!r} can't be an attribute of the update: give a public Python "
             "identifier that is no keyword, such as 'session'"
         )
-    return property
+    return unicodedata.normalize("NFKC", property)  # as Python does with names in a program
 
 
 def checked_callable(option: str, value: Any) -> Callable[..., Any]:

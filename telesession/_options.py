@@ -62,7 +62,7 @@ class Options:
         self.form = None if self.codec is pickle else partial(codecs.form, self.codec)
         self.lock_timeout: float = checked_seconds("lock_timeout", lock_timeout)
         self.busy: Busy = checked_busy(busy)
-        self.prefix = f"{property}:"
+        self.prefix = f"{self.property}:"
         self.locks = locks_of(self.store.identity)
 
     def name(self, update: Any) -> str | None:

@@ -293,6 +293,21 @@ def test_what_is_no_misuse_is_not_refused(options):
     with_session(**options)(lambda update: None)(message())
 
 
+def test_a_property_is_the_attribute_that_python_reads():
+    """1.3, 3.4 Python composes the accents of names in a program, but not those of texts."""
+    store = {}
+    declared = with_session(property="cafe\u0301", store=store)
+
+    @declared
+    def handler(message):
+        message.café["n"] = 1
+
+    handler(message())
+
+    assert declared.property == "caf\u00e9"
+    assert list(store) == ["caf\u00e9:42:42"]
+
+
 def test_the_examples_of_the_calls():
     """Those in the docstrings run."""
     result = doctest.testmod(declaration)
