@@ -262,6 +262,9 @@ class Visit:
         ``asked`` is whether a condition function was called, which may have changed a session.
         """
         self.touch = False
+        for session in self.sessions:
+            if type(session) is ClosedSession:  # a block that a condition ran has added it
+                _keep_pending(session, self)
         dispatch = running.get(self.thread)
         if dispatch is None or dispatch.filtering or self.parent is not None or not self.sessions:
             return
@@ -676,9 +679,7 @@ class FullVisit(Visit):
         _become(session, ClosedSession)
         holder = session._options.locks.holder(session._name)
         if holder.left:
-            payload = session._options.encoded(session._name, dict(session), session._before)
-            session._pending = None if payload is session._before else payload
-            holder.__class__ = FullVisit
+            _keep_pending(session, holder)
 
     def _check_absent(self) -> None:
         for property, absent in self.absent:
@@ -705,6 +706,13 @@ def _active(visit: Any) -> Any:
     while visit is not None and (visit.left or visit.task not in (None, current_task())):
         visit = visit.around
     return visit
+
+
+def _keep_pending(session: UnopenedSession, holder: Visit) -> None:
+    """Have the holder of a closed session save it although no handler of it has returned."""
+    payload = session._options.encoded(session._name, dict(session), session._before)
+    session._pending = None if payload is session._before else payload
+    holder.__class__ = FullVisit
 
 
 def _pending_of(session: UnopenedSession) -> Payload | None:

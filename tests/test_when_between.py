@@ -105,6 +105,42 @@ class TestInBetween:
         assert found == [{"list": [1]}]
         assert store == {"session:42:42": '{"list":[1]}'}
 
+    @pytest.mark.parametrize("shared", [True, False], ids=["one store", "two stores"])
+    @pytest.mark.parametrize("after", ["nothing", "raises", "has it", "has it and raises"])
+    def test_an_open_of_a_condition(self, bot, store, session, shared, after):
+        """Of another session, as where a condition counts tries; it is no change of its own."""
+        tries = with_session(property="tries", store=store if shared else {})
+
+        def counting(data, message):
+            with tries.open(message) as opened:
+                opened["n"] = opened.get("n", 0) + 1
+            data["lost"] = True
+            return False
+
+        found = []
+        bot.register_message_handler(session.when(counting)(pytest.fail))
+        if "has it" in after:
+            bot.register_message_handler(
+                tries(lambda m: (found.append(dict(m.tries)), "raises" in after and raising(m)))
+            )
+        elif after == "raises":
+            bot.register_message_handler(raising)
+        with handled(bot) if "raises" in after else contextlib.nullcontext():
+            bot.process_new_updates([update()])
+
+        assert found == ([{"n": 1}] if "has it" in after else [])
+        assert tries.store == {"tries:42:42": '{"n":1}'}
+        assert session.peek(update().message) is None
+
+    def test_an_open_of_a_condition_without_a_bot(self, store, session):
+        """It is saved at once."""
+        tries = with_session(property="tries", store=store)
+        opens = self.opening(tries, "n")
+
+        session.when(lambda _, message: not opens(message))(pytest.fail)(update().message)
+
+        assert store == {"tries:42:42": '{"n":1}'}
+
     def test_an_open_changes_the_state(self, bot, store, session):
         """The handlers behind it are asked by what it has now."""
         ran = []
