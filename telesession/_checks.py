@@ -141,9 +141,14 @@ def checked_busy(busy: Any) -> Any:
 
 
 def called(thing: Any) -> str:
-    """The name of a function, class or module for a message."""
+    """The name of a function, class or module for a message, or of an object's class.
+
+    Not what the object's text shows, or a partial's, which may be a secret, such as a codec's key.
+    """
+    while isinstance(thing, functools.partial):
+        thing = thing.func
     name = getattr(thing, "__qualname__", None) or getattr(thing, "__name__", None)
-    return name if isinstance(name, str) else repr(thing)
+    return name if isinstance(name, str) else type(thing).__name__
 
 
 def short_repr(value: Any) -> str:

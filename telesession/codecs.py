@@ -35,6 +35,7 @@ class _StrictJSON:
         json.JSONEncoder(allow_nan=False, check_circular=False, separators=(",", ":")).encode
     )
     loads = staticmethod(json.loads)
+    __name__ = "JSON"
 
     def __repr__(self) -> str:
         return "JSON"

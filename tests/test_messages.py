@@ -4,12 +4,14 @@ Those of wrong options are in `test_declaration`.
 """
 
 import errno
+import functools
 import inspect
 import json
 import os
 import pickle
 import sys
 import threading
+from dataclasses import dataclass
 from types import SimpleNamespace
 from unittest.mock import MagicMock, Mock
 
@@ -515,6 +517,46 @@ def test_a_stand_in_behind_one_of_a_bot(key, name):
     handler = with_session(store={}, key=key)(lambda bot, update: count(update))
 
     assert [handler(SimpleNamespace(), update), handler(SimpleNamespace(), update)] == [1, 2]
+
+
+@dataclass
+class Signing:
+    """A codec that shows its key when it is printed."""
+
+    key: str
+
+    def dumps(self, data):
+        raise ValueError
+
+    loads = dumps
+
+
+def wrong_key(secret, update):
+    return 1.5
+
+
+@any_of(
+    {
+        "a codec that refuses": ({"codec": Signing(SECRET)}, {}, "codec=Signing "),
+        "a codec that can't read": (
+            {"codec": Signing(SECRET)},
+            {"session:42:42": "{}"},
+            "codec=Signing[.]",
+        ),
+        "a key function": (
+            {"key": functools.partial(wrong_key, SECRET)},
+            {},
+            "function wrong_key ",
+        ),
+    }
+)
+def test_what_options_hold_is_not_shown(case):
+    """7 Their names are, or those of their classes."""
+    options, stored, words = case
+
+    with pytest.raises(SessionError, match=words) as caught:
+        with_session(store=stored, **options)(count)(message())
+    assert SECRET not in str(caught.value)
 
 
 def test_what_a_declaration_does_not_have():
