@@ -116,22 +116,25 @@ class Stack:
     def refused(self, busy: SessionBusy, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The result for an update that found its session in use and doesn't wait for it."""
         logger.debug("An update is not handled, as busy= says: %s", busy)
-        dispatch = running.get(threading.get_ident())
+        result = None
         for options in self.options:
-            if busy.property == options.property:
-                name = f"{options.prefix}{busy.key}"
-                refused = Visit(threading.get_ident())
-                if dispatch is not None and not dispatch.refuse(options.locks, name, refused):
-                    break  # an earlier handler of this update has been refused it
-                if dispatch is not None and options.busy in dispatch.told:
-                    break  # the same callback has run for another session of this update
-                if callable(options.busy):
-                    if dispatch is not None:
-                        dispatch.told = [*dispatch.told, options.busy]
-                    result = options.busy(*args, **kwargs)
-                    if not self.conditions:
-                        return result
-        return watch()() if self.conditions else None
+            mine = options.property == busy.property
+            if mine and _is_first(options, busy) and callable(options.busy):
+                result = options.busy(*args, **kwargs)
+        return watch()() if self.conditions else result
+
+
+def _is_first(options: Options, busy: SessionBusy) -> bool:
+    """Note a session that was in use; returns whether the update hasn't been told."""
+    thread = threading.get_ident()
+    dispatch = running.get(thread)
+    if dispatch is None:
+        return True
+    new = dispatch.refuse(options.locks, f"{options.prefix}{busy.key}", Visit(thread))
+    if not new or options.busy in dispatch.told:
+        return False
+    dispatch.told = [*dispatch.told, options.busy]
+    return True
 
 
 def wrap(options: Options, handler: Handler, condition: Condition | None = None) -> Handler:
