@@ -59,13 +59,14 @@ def user(update: Any) -> int | None:
         return None
     who = _from_telegram(update, "from_user") or _from_telegram(update, "user")
     mask = _from_telegram(update, "voter_chat") or _from_telegram(update, "actor_chat")
-    if who is None and mask is None:
+    if who is None:
         who = getattr(
             _from_telegram(_from_telegram(update, "boost", update), "source"), "user", None
         )
     elif home is not None and mask is None:
         mask = home if who.id == _ANONYMOUS_ADMIN else _from_telegram(update, "sender_chat")
-        if mask is None and _bot_wrote(update, who):
+        is_message = _from_telegram(update, "old_chat_member") is None
+        if mask is None and is_message and getattr(who, "is_bot", None) is True:
             return None
     found = mask or who
     return None if found is None else found.id
@@ -179,24 +180,10 @@ def written_by_bot(update: Any) -> bool:
     """
     if user(update) is not None:
         return False
-    if _is_inaccessible(update):
-        return True
-    writer = _from_telegram(update, "from_user")
-    if writer is not None:
-        return _bot_wrote(update, writer)
     return (
-        _from_telegram(update, "chat") is not None
-        and _from_telegram(update, "reply_markup") is not None
-    )
-
-
-def _bot_wrote(update: Any, writer: Any) -> bool:
-    """Whether the update is a message by a bot: a bot's click or ban is no message."""
-    if getattr(writer, "is_bot", None) is not True:
-        return False
-    return (
-        _from_telegram(update, "chat") is not None
-        and _from_telegram(update, "old_chat_member") is None
+        _is_inaccessible(update)
+        or _from_telegram(update, "from_user") is not None
+        or _from_telegram(update, "reply_markup") is not None
     )
 
 
