@@ -99,14 +99,14 @@ def takes(function: Callable[..., Any], arguments: int) -> bool:
     return True
 
 
-def is_bare(decorator: str, function: Any) -> bool:
-    """Whether ``decorator`` stands above a function in the source without parentheses."""
+def has_bare_when(function: Any) -> bool:
+    """Whether ``when`` stands above a function in the source without parentheses."""
     try:
         lines, _ = inspect.getsourcelines(function)
     except (OSError, TypeError):
         return False
     above = itertools.takewhile(lambda line: not re.match(r"\s*(async\s+)?def\b", line), lines)
-    return any(re.match(rf"\s*@[\w.]*\b{decorator}\s*(#.*)?$", line) for line in above)
+    return any(re.match(r"\s*@[\w.]*\bwhen\s*(#.*)?$", line) for line in above)
 
 
 def checked_codec(codec: Any) -> Any:

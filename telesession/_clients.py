@@ -226,11 +226,8 @@ class Line(Mutex):
         except KeyError:  # a mapping's answer that the key is missing
             self._asked = False
             raise
-        except Exception as error:
-            # A signal handler may have raised it, so an answer may be unread.
-            if not self._disconnect() and _is_timeout(error):
-                self._close()
-            self._asked = False
+        except Exception as error:  # perhaps a signal handler's, so an answer may be unread
+            self._hang_up(close=_is_timeout(error))
             raise
         except BaseException:
             self._hang_up()
@@ -238,8 +235,9 @@ class Line(Mutex):
         self._asked = False
         return answer
 
-    def _hang_up(self) -> None:
-        if not self._disconnect():
+    def _hang_up(self, close: bool = True) -> None:
+        """Close the connections or, where it isn't known how and ``close`` says so, the object."""
+        if not self._disconnect() and close:
             self._close()
         self._asked = False
 

@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, Protocol, TypeVar, overload
 
 from telesession import keys as key_functions
-from telesession._checks import checked_callable, checked_seconds, is_bare, short_repr
+from telesession._checks import checked_callable, checked_seconds, has_bare_when, short_repr
 from telesession._handler import Condition, is_update, may_be, wrap
 from telesession._options import Busy, Options, check_known
 from telesession._several import listed, peeked
@@ -148,7 +148,7 @@ class Declaration(_Mistakes, Generic[Data]):
         Raises:
             TypeError, ValueError: at decoration, for conditions or values that can't work.
         """
-        if len(conditions) == 1 and not values and is_bare("when", conditions[0]):
+        if len(conditions) == 1 and not values and has_bare_when(conditions[0]):
             raise TypeError(_BARE)
         for condition in conditions:
             if not callable(condition):
