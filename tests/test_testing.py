@@ -308,6 +308,15 @@ def test_a_file_of_before_has_its_id(bot):
     assert by_the_bot["file_name"] == "cv.pdf"
 
 
+def test_a_file_in_json_stays_as_it_is(bot):
+    seen = record(bot, "message", content_types=["document", "photo"])
+    small = {"file_id": "s", "file_unique_id": "S", "width": 1, "height": 1}
+    Chat(bot).send(document={"file_id": "d", "file_unique_id": "D"})
+    Chat(bot).send(photo=[small, {**small, "file_id": "l"}])
+    assert seen[0].document.file_id == "d"
+    assert [size.file_id for size in seen[1].photo] == ["s", "l"]
+
+
 def test_a_file_of_the_bot_can_be_downloaded(bot):
     Chat(bot)
     sent = [

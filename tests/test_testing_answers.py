@@ -142,6 +142,12 @@ def test_the_clicked_message_is_where_and_what_it_was_sent(bot):
     assert (in_topic.message_thread_id, in_topic.is_topic_message) == (3, True)
 
 
+def test_a_thread_of_an_ordinary_group_is_no_topic(bot):
+    Chat(bot, chat=-100)
+    sent = bot.send_message(-100, "ok", message_thread_id=3)
+    assert (sent.message_thread_id, sent.is_topic_message) == (3, None)
+
+
 def test_edited_buttons_count_and_removed_ones_do_not(shop):
     chat = Chat(shop)
     chat.send("hi")
