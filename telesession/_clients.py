@@ -26,7 +26,6 @@ _HIDING = {
     "bmemcached.ClientMixin": _PYMEMCACHE,
     "cachelib.NullCache": "a cache that keeps something",
     "cachelib.UWSGICache": "another cache",
-    "diskcache.DjangoCache": "a diskcache.Cache",
     "diskcache.FanoutCache": "a diskcache.Cache",
     "django.BaseMemcachedCache": _PYMEMCACHE,
     "django.DatabaseCache": "a telesession.sql.SQLStore",

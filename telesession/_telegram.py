@@ -282,8 +282,8 @@ class Telegram:
     def _anything(self, params: JSON) -> JSON:
         """A result with all fields that pyTelegramBotAPI may read for a call with these params."""
         who = user_json(params["user_id"]) if "user_id" in params else self._me
-        values = {k: v for k, v in params.items() if isinstance(v, (str, int, float))}
-        plain = {name: values[name] for name in values.keys() - _CONTENT}
+        plain = {k: v for k, v in params.items() if isinstance(v, (str, int, float))}
+        plain.pop("photo", None)  # the name of an upload, and in results a list
         named = {"user": who, "creator": who, "chat": self.chat(params.get("chat_id", 1))}
         options = [
             {"persistent_id": str(number), "voter_count": 0, **_labelled(option)}
@@ -462,7 +462,6 @@ def _answers(method: str, params: JSON, result: Any) -> list[Answer]:
 
 _OWN = {"message_id", "date", "chat", "from", "reply_markup"}
 _PATIENCE = 0.1  # seconds that a call waits for others, which may be blocked or make no call
-_CONTENT = {"photo", "thumbnail", "cover", "media"}
 _COPIED = {
     *("text", "caption", "entities", "caption_entities"),
     *("message_thread_id", "business_connection_id", "media_group_id"),
@@ -506,7 +505,7 @@ _ANYTHING: JSON = {
         ("gifts transactions stickers boosts audios photos photo paid_media tasks blocks", []),
         ("total_count amount total_amount pending_update_count icon_color date", 0),
         ("total_voter_count", 0),
-        ("value width height length duration star_count message_thread_id user_chat_id", 1),
+        ("value width height duration message_thread_id user_chat_id", 1),
         ("is_animated is_video is_enabled is_primary is_revoked is_access_restricted", False),
         ("is_anonymous has_custom_certificate creates_join_request can_manage_chat", False),
         ("can_delete_messages can_manage_video_chats can_restrict_members", False),
@@ -518,7 +517,6 @@ _ANYTHING: JSON = {
         ("type", "default"),
         ("sticker_type", "regular"),
         ("emoji", "🎲"),
-        ("currency", "XTR"),
         ("invite_link", "https://t.me/+1"),
     )
     for name in names.split()
