@@ -113,8 +113,7 @@ class MemoryStore(Store):
                     pass
         elif self._exchange(changes):
             return
-        if changes:
-            self._change(changes)
+        self._change(changes)
 
     def _exchange(self, changes: Sequence[Change]) -> bool:
         """Do all changes, if each replaces a payload without a ttl; returns whether it did."""
@@ -136,7 +135,6 @@ class MemoryStore(Store):
         return all(name in entries for name, _, _ in changes)  # another thread may drop one
 
     def names(self, prefix: str) -> Iterator[str]:
-        self._expire()
         for name in list(self._entries):
             if name.startswith(prefix) and name in self:
                 yield name
@@ -162,7 +160,7 @@ class MemoryStore(Store):
         self._change([(name, None, None) for name in list(self._entries)])
 
     def _expire(self) -> None:
-        if self._due < _NEVER and self._clock() >= self._due:
+        if self._clock() >= self._due:
             self._change()
 
     def _change(self, changes: Sequence[Change] = ()) -> None:
