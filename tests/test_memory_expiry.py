@@ -80,6 +80,17 @@ class TestExpired:
 
         assert not alive()
 
+    def test_while_a_handler_of_another_runs(self, store, clock):
+        alive = watched(store, "a", TTL)
+        clock.advance(TTL / 2)
+        save(store, "b", ttl=TTL)
+        lease, _ = store.open(["b"])
+        clock.advance(TTL / 2)
+        store.commit(lease, [("b", b"new", TTL)])
+
+        assert not alive()
+        assert kept(store, "a", "b") == ["b"]
+
     def test_only_what_has_expired(self, store, clock):
         save(store, "a", ttl=TTL)
         clock.advance(TTL / 2)
