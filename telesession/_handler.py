@@ -99,7 +99,7 @@ class Stack:
         self.asks = any(when.functions for _, when in self.conditions)
         #: in the order in which all handlers lock, so that no two can deadlock
         self.options = tuple(sorted((each for each, _ in mine), key=lambda each: each.prefix))
-        stores = {id(each.store): each.store for each in self.options}
+        stores = {id(each.store) for each in self.options}
         self.store = options.store if len(stores) == 1 else None
         self.lock_timeout = min(each.lock_timeout for each in self.options)
         if all(each.busy != "wait" for each in self.options):

@@ -24,7 +24,6 @@ from telesession._locks import locks_of
 from telesession.errors import SessionDataError, SessionError
 from telesession.keyvalue import as_store
 from telesession.memory import default_store
-from telesession.stores import Store
 
 logger = logging.getLogger("telesession")
 
@@ -47,12 +46,12 @@ class Options:
         lock_timeout: float | timedelta = 60.0,
         busy: Busy = "wait",
     ) -> None:
-        self.property: str = checked_property(property)
+        self.property = checked_property(property)
         self.key: Callable[[Any], keys.Key] = checked_callable("key", key)
         self._told = False  # whether `check_form` has warned
-        self.ttl: float | None = None if ttl is None else checked_seconds("ttl", ttl)
+        self.ttl = None if ttl is None else checked_seconds("ttl", ttl)
         self.given_store = default_store if store is None else store
-        self.store: Store = as_store(self.given_store)
+        self.store = as_store(self.given_store)
         self.initial = checked_callable("initial", initial)
         self.upgrade = None if upgrade is None else checked_callable("upgrade", upgrade)
         self.codec: codecs.Codec = self.store.codec if codec is None else checked_codec(codec)
@@ -60,7 +59,7 @@ class Options:
         self.encode = partial(codecs.encode, self.codec)
         #: what tells whether content has changed; `None` for `pickle`, whose payload does
         self.form = None if self.codec is pickle else partial(codecs.form, self.codec)
-        self.lock_timeout: float = checked_seconds("lock_timeout", lock_timeout)
+        self.lock_timeout = checked_seconds("lock_timeout", lock_timeout)
         self.busy: Busy = checked_busy(busy)
         self.prefix = f"{self.property}:"
         self.locks = locks_of(self.store.identity)
