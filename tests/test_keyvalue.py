@@ -562,3 +562,16 @@ def test_a_client_of_redis_is_told_of_redis_store(caplog):
     KeyValueStore({})
     (record,) = caplog.records
     assert "telesession.redis.RedisStore(client)" in record.message
+
+
+def test_a_collection_or_an_engine_is_refused():
+    """1.4 The message names its store. A collection has attributes of any name, as stores do."""
+    pymongo = pytest.importorskip("pymongo")
+    sqlalchemy = pytest.importorskip("sqlalchemy")
+    with (
+        pymongo.MongoClient(connect=False) as client,
+        pytest.raises(TypeError, match=r"telesession\.mongo\.MongoStore\(collection\)"),
+    ):
+        with_session(store=client.bot.sessions)
+    with pytest.raises(TypeError, match=r"telesession\.sql\.SQLStore\(engine\)"):
+        with_session(store=sqlalchemy.create_engine("sqlite://"))
