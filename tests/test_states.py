@@ -105,13 +105,13 @@ class TestAsThere:
         bot.add_data(1, n=1)
         assert storage.get_data(1, 1) == {"n": 1}
 
-    def test_without_a_state_there_is_nothing_to_add_to(self, bot, store):
-        """`add_data` raises `RuntimeError`, and a block's data is not kept."""
+    def test_without_a_state_there_is_nothing_to_add_to(self, bot, storage, store):
+        """`add_data` raises `RuntimeError`, and data of a block or of `save` is not kept."""
         with says(RuntimeError, "user 1", "chat 1", "'n'", "set_state"):
             bot.add_data(1, n=1)
         with bot.retrieve_data(1) as data:
             data["n"] = 1
-        assert (data, store) == ({"n": 1}, {})
+        assert (data, storage.save(1, 1, data), store) == ({"n": 1}, False, {})
 
     def test_data_without_a_block(self, bot):
         """As bots read it: a copy, which waits for nobody, and changes nothing."""
