@@ -343,6 +343,11 @@ class TestDone:
             )
         assert thanks.params["disable_notification"]
 
+    def test_a_thread_of_an_ordinary_group_is_no_topic(self):
+        """Telegram refuses a message to one."""
+        [asked] = Chat(survey().bot, chat=-100).send("/start", message_thread_id=3)
+        assert "message_thread_id" not in asked.params
+
 
 class TestNames:
     """9.2 What is misspelt is told when the module is imported; in a `Goto`, when it is raised."""
@@ -359,6 +364,10 @@ class TestNames:
         form.question("Name?")(naming("name", str))
         with says(TypeError, "text of age", "nmae", "are name"):
             form.question("Age, {nmae[0]}?")(naming("age", str))
+
+    def test_in_options(self, form):
+        with says(TypeError, "parse_mod"):
+            form.question("Name?", parse_mod="HTML")
 
     def test_in_a_text_of_the_form(self, bot):
         form = Form(bot, "small", texts={"cancelled": "Bye, {nmae}."})
