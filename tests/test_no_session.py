@@ -9,7 +9,7 @@ from telebot import util
 
 from telesession import SessionError, SessionUnavailable, keys, with_session
 from tests.helpers import CHANGING, Failure, any_of, content, count, doing, keep, nobody, says
-from tests.stores import message
+from tests.stores import GetSet, message
 from tests.updates import UPDATES, make
 
 
@@ -215,6 +215,14 @@ def test_a_stack_may_have_one_session_of_two(session, store, outermost):
         handler(message(), assigns=True)
 
     assert content(store) == {"session:42:42": {"n": 2}}
+
+
+def test_peek_finds_nothing():
+    """5.7 It asks the store for nothing, either."""
+    store = GetSet()
+    store.get = pytest.fail
+
+    assert with_session(store=store, key=nobody).peek(message()) is None
 
 
 def test_sessions_of_different_properties_never_mix(store):
