@@ -129,11 +129,9 @@ def checked_seconds(option: str, value: Any) -> float:
 
 
 def checked_busy(busy: Any) -> Any:
-    is_function = callable(busy) and not not_plain(busy)
-    # which arguments the handler gets isn't known here; an update is among them
-    if is_function and not takes(busy, 1):
-        is_function = not takes(busy, 0)
-    if not is_function and busy not in ("wait", "drop"):
+    # it gets the handler's arguments, which aren't known here; an update is among them
+    takes_some = callable(busy) and (takes(busy, 1) or not takes(busy, 0))
+    if (not takes_some or not_plain(busy)) and busy not in ("wait", "drop"):
         raise ValueError(
             f"busy={busy!r} must be 'wait', 'drop', or a function that is called in the handler's "
             "place, such as lambda call: bot.answer_callback_query(call.id, 'One moment')"

@@ -352,7 +352,6 @@ class FullVisit(Visit):
         """Fill a session from its stored data, and show it on the update."""
         session._updates = [] if self.update is None else [self.update]
         session._before = None if self.blank else session._stored
-        session._form = None
         if not self.blank:
             session._fill()
         self._open(session)
