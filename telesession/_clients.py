@@ -30,12 +30,16 @@ _HIDING = {
     "django.BaseMemcachedCache": _PYMEMCACHE,
     "django.DatabaseCache": "a telesession.sql.SQLStore",
     "django.DummyCache": "a cache that keeps something",
+    "dogpile.GenericMemcachedBackend": _PYMEMCACHE,
+    "dogpile.NullBackend": "a cache that keeps something",
     "flask_caching.NullCache": "a cache that keeps something",
     "libmc.PyClient": _PYMEMCACHE,
     "libmc.PyClientPool": _PYMEMCACHE,
     "memcache.Client": _PYMEMCACHE,
     "pylibmc.Client": _PYMEMCACHE,
     "pylibmc.ClientPool": _PYMEMCACHE,
+    "pylibmc.ThreadMappedPool": _PYMEMCACHE,
+    "sqlitedict.SqliteDict": "a telesession.sql.SQLStore",
 }
 
 #: By class: tests for options with which it hides failures, and what to change.
@@ -66,10 +70,13 @@ _ANSWERS = {
 }
 
 #: Packages whose objects pass calls on to an inner client.
-_WRAPPERS = {"cachelib", "django", "django_redis", "flask_caching", "pymemcache"}
+_WRAPPERS = {"cachelib", "django", "django_redis", "dogpile", "flask_caching", "pymemcache"}
 
 #: The attributes that may have an inner client.
-_INNER = ("client", "_client", "_read_client", "_write_client", "_cache", "redis_connection")
+_INNER = (
+    *("client", "_client", "_read_client", "_write_client", "_cache", "redis_connection"),
+    "backend",
+)
 
 
 def check(store: Any, calls: Sequence[Any]) -> None:
@@ -170,6 +177,9 @@ def _layers(store: Any, wrappers: set[str] | None = None, depth: int = 3) -> Ite
     inner = [inspect.getattr_static(store, name, None) for name in _INNER]
     if "django.ConnectionProxy" in kinds:
         inner.append(store._connections[store._alias])
+    if "flask_caching.Cache" in kinds:
+        with contextlib.suppress(Exception):  # outside of an application nothing can be called
+            inner.append(store.cache)
     for client in inner:
         if client is not None:
             yield from _layers(client, wrappers, depth - 1)

@@ -157,7 +157,9 @@ class KeyValueStore(Store):
         kind = type(self.store)
         if not (hasattr(kind, "__iter__") and hasattr(kind, "__getitem__")):
             return super().names(prefix)
-        keys: list[Any] = self._mutex.alone(list, self.store)  # dbm has bytes
+        # some iterate over their items, and have `keys` beside that
+        listed = self.store.keys if hasattr(kind, "keys") else partial(iter, self.store)
+        keys: list[Any] = self._mutex.alone(lambda: list(listed()))  # dbm has bytes
         names = (key.decode(errors="replace") if isinstance(key, bytes) else key for key in keys)
         return (
             name

@@ -116,6 +116,10 @@ class TestHidingFailures:
             "bmemcached.client.mixin.ClientMixin",
             "libmc._client.PyClient",
             "pylibmc.client.Client",
+            "pylibmc.pools.ThreadMappedPool",
+            "sqlitedict.SqliteDict",
+            "dogpile.cache.backends.memcached.GenericMemcachedBackend",
+            "dogpile.cache.backends.null.NullBackend",
             "django.core.cache.backends.memcached.BaseMemcachedCache",
             "django.core.cache.backends.db.DatabaseCache",
             "django.core.cache.backends.dummy.DummyCache",
@@ -128,6 +132,8 @@ class TestHidingFailures:
             with_session(store=stand_in(kind))
         with pytest.raises(TypeError, match=kind.partition(".")[0]):
             with_session(store=stand_in("cachelib.MemcachedCache", _client=stand_in(kind)))
+        with pytest.raises(TypeError, match=kind.partition(".")[0]):
+            with_session(store=stand_in("dogpile.cache.region.CacheRegion", backend=stand_in(kind)))
 
     def test_a_cache_that_keeps_nothing(self):
         import cachelib
@@ -153,6 +159,19 @@ class TestHidingFailures:
             with pytest.raises(TypeError, match="IGNORE_EXCEPTIONS"):
                 with_session(store=store)
         with_session(store=stand_in("django_redis.cache.RedisCache", _ignore_exceptions=False))
+
+    @pytest.mark.parametrize("there", [True, False])
+    def test_flask_caching(self, there):
+        """It has its cache from the application, if there is one."""
+
+        def cache(self):
+            if there:
+                return stand_in("flask_caching.backends.nullcache.NullCache")
+            raise AttributeError("no application")
+
+        store = stand_in("flask_caching.Cache", cache=property(cache))
+        with pytest.raises(TypeError, match="NullCache") if there else contextlib.nullcontext():
+            with_session(store=store)
 
 
 async def coroutine(*args):

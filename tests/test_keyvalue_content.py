@@ -409,6 +409,18 @@ class TestNames:
 
             assert sorted(store.names("user_a:")) == ["user_a:1", "user_a:2"]
 
+    def test_a_mapping_that_iterates_over_its_items(self):
+        """As peewee's `KeyValue` does."""
+
+        class Pairs(dict):
+            def __iter__(self):
+                return iter(self.items())
+
+        store = KeyValueStore(Pairs())
+        save(store, *self.NAMES)
+
+        assert sorted(store.names("user_a:")) == ["user_a:1", "user_a:2"]
+
     def test_what_is_no_session(self):
         """An object that can't delete keeps an empty text; other keys are somebody else's."""
         kept = Listed({"session:gone": "", "session:1": "{}", 7: "{}", ("session:2",): "{}"})
