@@ -15,6 +15,7 @@ except ImportError as error:
 
 from telesession._connections import Connections, Say, is_locked, was_refused
 from telesession._statements import BEGIN, DIALECTS, PURGE_LIMIT, Statements, session_table
+from telesession.errors import SessionStoreError
 from telesession.keyvalue import compose, parse
 from telesession.leases import Beat, Held, LeasingStore, foreign, identity
 from telesession.stores import Change, Payload
@@ -247,10 +248,19 @@ class SQLStore(LeasingStore):
 
     def _make(self) -> None:
         began = time.monotonic()
+        made = False
         while not self._there():
+            if made:
+                raise SessionStoreError(
+                    f"{self!r} made its table, and the engine's next connection does not find it: "
+                    "each has a database of its own, in memory or temporary. Give an engine with a "
+                    "file or a server, or use telesession.MemoryStore, in tests with "
+                    "codec=telesession.JSON"
+                )
             try:
                 with self._connections.connect() as connection:
                     self._create(connection)
+                made = True
             except SQLAlchemyError as error:
                 if self._there():
                     break  # another process was quicker

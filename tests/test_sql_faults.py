@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from telesession import SessionError, with_session
+from telesession import SessionError, SessionStoreError, with_session
 from tests.helpers import run_together
 from tests.interrupts import Interrupt, interruptions
 from tests.sql_stores import execute, rows, saying, update
@@ -321,6 +321,23 @@ def test_one_connection_for_everybody(url, options):
     """It is refused when the store is made, with the cure (6.4)."""
     with pytest.raises(ValueError, match=r"(?s)sqlite:///sessions\.db.*codec=telesession\.JSON"):
         SQLStore(sa.create_engine(url, **options))
+
+
+@pytest.mark.parametrize(
+    ("url", "options", "schema"),
+    [
+        ("sqlite:///x.db", {"creator": lambda: sqlite3.connect(":memory:")}, None),
+        ("sqlite:///file:?uri=true", {"poolclass": sa.QueuePool}, None),
+        ("sqlite:///file:/x?vfs=memdb&uri=true", {"poolclass": sa.QueuePool}, None),
+        ("sqlite:///{}", {}, "temp"),
+    ],
+)
+def test_a_database_for_each_connection(tmp_path, url, options, schema):
+    """It is told at once where only the first use can show it."""
+    engine = sa.create_engine(url.format(tmp_path / "x.db"), **options)
+
+    with pytest.raises(SessionStoreError, match=r"(?s)of its own.*codec=telesession\.JSON"):
+        update(SQLStore(engine, schema=schema))
 
 
 @pytest.mark.parametrize("url", ["postgresql+psycopg_async://x/y"])
