@@ -130,7 +130,12 @@ class Connections:
         if self._sqlite:
             return _begin_sqlite
         dialect = self._dialect
-        return lambda connection, record: dialect.set_isolation_level(connection, "AUTOCOMMIT")
+
+        def begin(connection: Any, record: Any) -> None:
+            connection.commit()  # what listeners did, such as SET, may have begun a transaction
+            dialect.set_isolation_level(connection, "AUTOCOMMIT")
+
+        return begin
 
     def run(
         self,

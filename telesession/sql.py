@@ -252,10 +252,11 @@ class SQLStore(LeasingStore):
         while not self._there():
             if made:
                 raise SessionStoreError(
-                    f"{self!r} made its table, and the engine's next connection does not find it: "
-                    "each has a database of its own, in memory or temporary. Give an engine with a "
-                    "file or a server, or use telesession.MemoryStore, in tests with "
-                    "codec=telesession.JSON"
+                    f"{self!r} made its table, and the engine's next connection did not find it. "
+                    "Either each connection has a database of its own, in memory or temporary: "
+                    "give an engine with a file or a server, or use telesession.MemoryStore, in "
+                    "tests with codec=telesession.JSON. Or the database cuts the table's name "
+                    "short: give a shorter one."
                 )
             try:
                 with self._connections.connect() as connection:

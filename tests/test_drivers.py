@@ -81,6 +81,20 @@ def test_content(store):
     assert len(rows(store)) == before
 
 
+def test_a_listener_that_runs_a_statement(store):
+    """As the usual ``SET search_path`` does, in a transaction that most drivers begin with it."""
+
+    def ask(connection, record):
+        cursor = connection.cursor()
+        cursor.execute("SELECT 1")
+        cursor.fetchall()
+        cursor.close()
+
+    sa.event.listen(store.engine, "connect", ask)
+    update(store)
+    assert found(store=store) == {"n": 1}
+
+
 def test_ttl(store):
     put({"n": 1}, store=store, ttl=1000)
     assert found(store=store, ttl=1000) == {"n": 1}
