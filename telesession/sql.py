@@ -2,6 +2,7 @@
 
 import logging
 import random
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
@@ -211,6 +212,11 @@ class SQLStore(LeasingStore):
                 f"SQLite can't open {self.engine.url.database!r}: make its directory, let this "
                 "process write there, and mind that sqlite:///sessions.db is in the directory in "
                 "which the bot was started, sqlite:////var/sessions.db is in /var. "
+            )
+        if re.search("no column named|Unknown column|column .* does not exist", text):
+            return (
+                f"The table {self.table.fullname!r} has other columns than SQLStore's: give table= "
+                "a name of its own. "
             )
         if "denied" in text:
             return (

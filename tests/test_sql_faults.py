@@ -410,6 +410,15 @@ def test_a_role_that_may_not_create(postgres):
         connection.exec_driver_sql("DROP ROLE writer")
 
 
+def test_a_table_of_somebody_else(engine):
+    with engine.begin() as connection:
+        connection.exec_driver_sql("DROP TABLE IF EXISTS orders")
+        connection.exec_driver_sql("CREATE TABLE orders (id integer)")
+
+    with pytest.raises(SessionStoreError, match=r"'orders' has other columns .* give table="):
+        update(SQLStore(engine, table="orders"))
+
+
 def test_two_store_objects(sqlite):
     """A handler that would wait for itself is told at once (6.4)."""
     one, two = (with_session(store=SQLStore(sa.create_engine(sqlite.url))) for _ in range(2))
