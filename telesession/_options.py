@@ -184,8 +184,9 @@ class Options:
     def unreadable(self, name: str) -> SessionDataError:
         return SessionDataError(
             f"what is stored under {name!r} can't be read with codec={called(self.codec)}. It is "
-            "left as it is, and the handler did not run. Read it with the codec that wrote it, "
-            "or remove it: session.remove(key=...) of its declaration does, whatever it is.",
+            "left as it is, and the handler did not run. Read it with the codec that wrote it; if "
+            "that was another program, give telesession a store of its own; or remove it: "
+            "session.remove(key=...) of its declaration does, whatever it is.",
             name,
         )
 

@@ -237,11 +237,13 @@ class Visit:
         for session in self.sessions:
             loaded = type(session) is not UnopenedSession
             _become(session, ClosedSession)
-            if loaded:
-                value = _value_of(session)
-                if isinstance(value, dict):
-                    _settled(session, value)
-                _show(session, session)
+            if not loaded:
+                session._stored = None  # what can't be read stays as it is, and expires when it did
+                continue
+            value = _value_of(session)
+            if isinstance(value, dict):
+                _settled(session, value)
+            _show(session, session)
 
     def _unsaved(self) -> list[tuple[UnopenedSession, Change]]:
         """The changes to store although the handler failed: those of parts, and a new ttl."""

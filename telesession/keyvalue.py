@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import cachetools
 
 from telesession import _clients
-from telesession.errors import SessionDataError, SessionStoreError
+from telesession.errors import SessionStoreError
 from telesession.stores import Change, Payload, Store, partly_saved
 
 logger = logging.getLogger("telesession")
@@ -164,7 +164,7 @@ class KeyValueStore(Store):
         return (
             name
             for name in names
-            if isinstance(name, str) and name.startswith(prefix) and self._is_stored(name)
+            if isinstance(name, str) and name.startswith(prefix) and self.peek(name) is not None
         )
 
     def peek(self, name: str) -> Payload | None:
@@ -220,22 +220,9 @@ class KeyValueStore(Store):
             return None, None
         if not text:
             return None, None
-        try:
-            text = text if isinstance(text, str) else text.decode()
-            expires, payload = parse(text)
-        except (AttributeError, ValueError) as error:
-            raise SessionDataError(
-                f"{name!r} is kept as something that telesession did not write. It is left as "
-                "it is; give telesession a store, or a property, of its own."
-            ) from error
+        expires, payload = parse(text)
         over = expires is not None and expires <= self._clock()
         return text, None if over else payload
-
-    def _is_stored(self, name: str) -> bool:
-        try:
-            return self.peek(name) is not None
-        except SessionDataError:  # listed, so that the user can remove it
-            return True
 
     def refused(self, error: Exception) -> bool:
         return _clients.refused(self.store, error)
@@ -288,16 +275,24 @@ def compose(payload: Payload, expires: float | None) -> str:
     return f"@{' '.join(head)}@{payload}" if head or payload.startswith("@") else payload
 
 
-def parse(text: str) -> tuple[float | None, Payload]:
-    """Undo `compose`: the expiry and the payload. Raises `ValueError` for any other text."""
-    if not text.startswith("@"):
-        return None, text
-    head, payload = text[1:].split("@", 1)
-    words = head.split()
-    expires = float(words[0]) if words and words[0] != "base64" else None
-    if "base64" in words:
-        return expires, base64.b64decode(payload, validate=True)
-    return expires, payload
+def parse(found: Any) -> tuple[float | None, Payload]:
+    """Undo `compose`: the expiry and the payload.
+
+    What telesession can't have written is handed on, for the codec to refuse: text and bytes as
+    they are, and anything else as ``b""``, since no codec makes nothing of a dict.
+    """
+    try:
+        text: str = found if isinstance(found, str) else found.decode()
+        if not text.startswith("@"):
+            return None, text
+        head, payload = text[1:].split("@", 1)
+        words = head.split()
+        expires = float(words[0]) if words and words[0] != "base64" else None
+        if "base64" in words:
+            return expires, base64.b64decode(payload, validate=True)
+        return expires, payload
+    except (AttributeError, ValueError):
+        return None, found if isinstance(found, (str, bytes)) else b""
 
 
 def _unused(cache: "cachetools.Cache[str, Any]", name: str) -> Any:

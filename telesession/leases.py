@@ -36,7 +36,7 @@ from typing import Any, TypeAlias
 from telesession._checks import called, checked_seconds
 from telesession._forks import per_process
 from telesession._workers import stand_in
-from telesession.errors import SessionBusy, SessionDataError, SessionLost
+from telesession.errors import SessionBusy, SessionLost
 from telesession.stores import Change, Payload, Store, partly_saved
 
 logger = logging.getLogger("telesession")
@@ -126,11 +126,10 @@ class LeasingStore(Store):
         """Lease the sessions ``names`` to ``token`` for `lease` seconds and read them, in one step.
 
         Returns the payload of each, in this order, `None` where nothing is stored or it has
-        expired. If another token holds any of them, leases none and raises `Held`. For foreign
-        data it raises `SessionDataError`; the caller then releases the leases. ``waited`` is the
-        seconds that the caller has waited so far, 0 at first. ``stale`` has sessions whose holder
-        is gone: a lease with that very token and beat counts as over, whatever the server's clock
-        says.
+        expired. If another token holds any of them, leases none and raises `Held`. ``waited`` is
+        the seconds that the caller has waited so far, 0 at first. ``stale`` has sessions whose
+        holder is gone: a lease with that very token and beat counts as over, whatever the server's
+        clock says.
         """
 
     @abstractmethod
@@ -318,9 +317,9 @@ class LeasingStore(Store):
             except BaseException as error:
                 # These may be leased. A client that failed is not asked again here, and not while
                 # the token is in use: a late request may lease them after their release.
-                asked = groups[: number + (not isinstance(error, Held))]
-                ours = isinstance(error, (Held, SessionDataError))
-                failed = isinstance(error, Exception) and not ours  # else it is a Ctrl-C
+                held = isinstance(error, Held)
+                asked = groups[: number + (not held)]
+                failed = isinstance(error, Exception) and not held  # else it is a Ctrl-C
                 if failed or not self._release(asked, lease.token):
                     lease.unsure += asked
                 raise
@@ -506,11 +505,3 @@ def identity(owner: Any, space: str) -> object:
 def milliseconds(seconds: float) -> int:
     """A lease's duration, or a ttl, in whole milliseconds, as servers take it."""
     return max(1, round(min(seconds * 1000, _LONGEST_TIME)))
-
-
-def foreign(names: Sequence[str], place: str, cure: str) -> SessionDataError:
-    """The error for stored data that telesession can't have written."""
-    return SessionDataError(
-        f"{', '.join(map(repr, names))}: {place} has something there that telesession did not "
-        f"write. It is left as it is, and the handler did not run. {cure}"
-    )

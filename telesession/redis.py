@@ -14,7 +14,7 @@ from typing import Any
 
 from telesession._forks import per_process
 from telesession.keyvalue import compose, parse
-from telesession.leases import Beat, Held, LeasingStore, foreign, identity, milliseconds
+from telesession.leases import Beat, Held, LeasingStore, identity, milliseconds
 from telesession.stores import Change, Payload
 
 _LONGEST_WAIT = 0.2  # seconds to wait for a wake-up; a holder that died sends none
@@ -133,7 +133,7 @@ class RedisStore(LeasingStore):
         if place:
             holder, _, beat = found[0].decode().partition(" ")
             raise Held(names[place - 1], holder, beat)
-        return _payloads(names, found)
+        return [_payload(each) for each in found]
 
     def renew(self, names: Sequence[str], token: str) -> bool:
         keys = [self._data(name) + _LEASE for name in names]
@@ -191,7 +191,7 @@ class RedisStore(LeasingStore):
 
     def peek(self, name: str) -> Payload | None:
         key = self._data(name)
-        return _payloads([name], self._call(_ASK, "", [key], "GET", key))[0]
+        return _payload(self._call(_ASK, "", [key], "GET", key)[0])
 
     def refused(self, error: Exception) -> bool:
         kinds = {kind.__name__ for kind in type(error).__mro__}
@@ -293,10 +293,5 @@ _CURES = {
 }
 
 
-def _payloads(names: Sequence[str], found: Sequence[bytes | None]) -> list[Payload | None]:
-    try:
-        return [None if each is None else parse(each.decode())[1] for each in found]
-    except ValueError as error:  # not UTF-8, or not a head of `compose`
-        raise foreign(
-            names, "the server", "Give RedisStore a prefix of its own, or delete the key."
-        ) from error
+def _payload(found: bytes | None) -> Payload | None:
+    return None if found is None else parse(found)[1]

@@ -18,7 +18,7 @@ from telesession._connections import Connections, Say, is_locked, was_refused
 from telesession._statements import BEGIN, DIALECTS, PURGE_LIMIT, Statements, session_table
 from telesession.errors import SessionStoreError
 from telesession.keyvalue import compose, parse
-from telesession.leases import Beat, Held, LeasingStore, foreign, identity
+from telesession.leases import Beat, Held, LeasingStore, identity
 from telesession.stores import Change, Payload
 
 logger = logging.getLogger("telesession")
@@ -152,7 +152,7 @@ class SQLStore(LeasingStore):
         rows = self._run(work, together=len(names) > 1 or bool(gone))
         if held:
             raise held[0]
-        return [_payload(name, None if rows[name][5] else rows[name][1]) for name in names]
+        return [_payload(None if rows[name][5] else rows[name][1]) for name in names]
 
     def renew(self, names: Sequence[str], token: str) -> bool:
         def work(say: Say) -> bool:
@@ -241,7 +241,7 @@ class SQLStore(LeasingStore):
     def peek(self, name: str) -> Payload | None:
         values = {"key": self._sql.key(name)}
         rows = self._run(lambda say: say.ask(self._sql.peek, values), reading=True)
-        return _payload(name, rows[0][0] if rows else None)
+        return _payload(rows[0][0] if rows else None)
 
     def _run(self, work: Callable[[Say], Result], **how: bool) -> Result:
         try:
@@ -381,10 +381,5 @@ def _text(name: Any) -> str:
     return name if isinstance(name, str) else bytes(name).decode()
 
 
-def _payload(name: str, found: Any) -> Payload | None:
-    try:
-        return None if found is None else parse(found)[1]
-    except (AttributeError, TypeError, ValueError) as error:
-        raise foreign(
-            [name], "the table", "Give SQLStore a table of its own, or delete the row."
-        ) from error
+def _payload(found: Any) -> Payload | None:
+    return None if found is None else parse(found)[1]

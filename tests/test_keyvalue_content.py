@@ -17,11 +17,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from telesession import KeyValueStore, SessionDataError, SessionStoreError
+from telesession import KeyValueStore, SessionDataError, SessionStoreError, with_session
 from telesession.keyvalue import compose, parse
 from tests.helpers import peak_of_listing, shown
 from tests.keyvalue_clients import Client, GetPut, Items, ItemsWithDelete, save
-from tests.stores import NAME, TIMEOUT, Clock, GetSet, found, put, visit
+from tests.stores import NAME, TIMEOUT, Clock, GetSet, found, message, put, visit
 
 
 class Listed(ItemsWithDelete):
@@ -101,6 +101,9 @@ class TestForm:
         assert ran == []
         assert store[NAME] is stored
 
+        with_session(store=store).remove(message())
+        assert NAME not in store
+
     @pytest.mark.parametrize("stored", ["@5", "@-1", "@1700000000.5", "@0 base64"])
     def test_a_head_without_an_end_is_no_session(self, stored):
         """4.5 It is never wiped: cut off, or never ours."""
@@ -110,6 +113,9 @@ class TestForm:
             visit(lambda message: None, store=store)
 
         assert store == {NAME: stored}
+
+        with_session(store=store).remove(message())
+        assert store == {}
 
 
 class TestExpire:
@@ -502,9 +508,10 @@ class TestPeek:
         assert store.peek("a") is None
         assert kept == before
 
-    def test_what_cannot_be_read(self):
-        with pytest.raises(SessionDataError, match="'a'"):
-            KeyValueStore({"a": "@5"}).peek("a")
+    @pytest.mark.parametrize("kept", ["@5", b"\xff", 7])
+    def test_what_cannot_be_read(self, kept):
+        with pytest.raises(SessionDataError, match=NAME):
+            with_session(store={NAME: kept}).peek(message())
 
     @pytest.mark.parametrize(
         "make",

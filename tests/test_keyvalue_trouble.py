@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 import pytest
 
-from telesession import KeyValueStore, SessionDataError, SessionStoreError
+from telesession import KeyValueStore, SessionStoreError
 from telesession.keyvalue import parse
 from tests.interrupts import free, interruptions
 from tests.keyvalue_clients import Client, save
@@ -90,10 +90,10 @@ class TestSeveral:
         assert kept == self.BEFORE
 
     def test_a_lease_that_could_not_be_extended(self):
-        store = KeyValueStore({"a": "old", "b": "@5"})
+        store = KeyValueStore(Broken({"a": "old"}))
         lease, _ = store.open(["a"])
         before = dict(lease)
-        with pytest.raises(SessionDataError):
+        with pytest.raises(OSError, match="disk"):
             store.open(["c", "b"], 0, lease)
 
         assert lease == before
@@ -107,6 +107,15 @@ class TestSeveral:
                 store.commit(lease, self.CHANGES)
 
             assert dict(shelf) == {"a": "old"}
+
+
+class Broken(dict):
+    """It can't read what is called b."""
+
+    def get(self, key, default=None):
+        if key == "b":
+            raise OSError("disk")
+        return super().get(key, default)
 
 
 class Answers:

@@ -121,6 +121,9 @@ def test_edited_into_something_else(store, mongo, case):
     del after["released"]
     assert bson.encode(after) == before
 
+    with_session(store=store).remove(message())
+    assert mongo.find_one() is None
+
 
 # What is deleted
 
@@ -273,7 +276,7 @@ def test_peek(store, mongo):
     assert store.peek(NAME) == b"\xff"
     mongo.update_one({}, {"$set": {"session": [1]}})
     with says(SessionDataError, repr(NAME)):
-        store.peek(NAME)
+        with_session(store=store).peek(message())
 
 
 def test_stack(stack, mongo):

@@ -17,7 +17,13 @@ from redis.cluster import RedisCluster
 from valkey.cluster import ValkeyCluster
 
 import telesession.redis as redis_store
-from telesession import SessionBusy, SessionDataError, SessionLost, SessionStoreError
+from telesession import (
+    SessionBusy,
+    SessionDataError,
+    SessionLost,
+    SessionStoreError,
+    with_session,
+)
 from telesession.leases import Held
 from telesession.redis import RedisStore
 from tests import redis_servers
@@ -119,6 +125,10 @@ class TestServerTrouble:
         assert ran == leases(valkey) == []
         assert valkey.dump(DATA) == before
         assert others(message()) == [1, 1]
+
+        if not isinstance(value, list):
+            with_session(store=store, ttl=60).remove(message())
+            assert valkey.dump(DATA) is None
 
     @pytest.mark.parametrize("own", [("--replicaof", "127.0.0.1", "1")], indirect=True, ids=[""])
     def test_a_read_only_replica(self, own, connect):

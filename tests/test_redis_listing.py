@@ -6,12 +6,12 @@ import valkey as valkey_py
 from redis.cluster import RedisCluster
 from valkey.cluster import ValkeyCluster
 
-from telesession import SessionDataError
+from telesession import SessionDataError, with_session
 from telesession.redis import RedisStore
 from tests import redis_servers
 from tests.helpers import peak_of_listing, says, until
 from tests.redis_servers import DATA, leases, made, monitored, plant
-from tests.stores import NAME
+from tests.stores import NAME, message
 
 pytestmark = pytest.mark.thorough
 
@@ -126,5 +126,5 @@ class TestListing:
         for value in (b"\xff hunter2", b"@base64@hunter2!"):
             valkey.set(DATA, value)
             with says(SessionDataError, NAME):
-                store.peek(NAME)
+                with_session(store=store).peek(message())
             assert list(store.names("session:")) == [NAME]

@@ -328,6 +328,9 @@ class TestContent:
         row = rows(store)[NAME]
         assert (row.payload, row.leased_until) == (garbage, None)
 
+        with_session(store=store).remove(message())
+        assert rows(store) == {}
+
 
 NOWHERE = sa.create_engine("sqlite:///nowhere")
 MISUSE = [

@@ -306,6 +306,9 @@ class TestUnreadable:
         assert ran == []
         assert backend.raw(NAME) == before
 
+        with_session(store=backend.store, codec=JSON).remove(message())
+        assert backend.raw(NAME) is None
+
     def test_garbage_is_no_pickle(self, backend):
         backend.plant(NAME, b"garbage")
         before = backend.raw(NAME)
