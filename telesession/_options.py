@@ -149,6 +149,8 @@ class Options:
 
     def decoded(self, name: str, stored: "str | bytes") -> dict[Any, Any]:
         """The data of a stored session, after ``upgrade``."""
+        if not stored:
+            raise self.unreadable(name)
         try:
             data = self.codec.loads(stored)
         except Exception as error:

@@ -114,7 +114,7 @@ class Visit:
             options = session._options
             session._stored = session._before = stored = payloads[number]
             session._form = None
-            if stored is None or options.upgrade is not None:
+            if not stored or options.upgrade is not None:
                 session._fill()
             else:
                 try:
@@ -237,13 +237,11 @@ class Visit:
         for session in self.sessions:
             loaded = type(session) is not UnopenedSession
             _become(session, ClosedSession)
-            if not loaded:
-                session._stored = None  # what can't be read stays as it is, and expires when it did
-                continue
-            value = _value_of(session)
-            if isinstance(value, dict):
-                _settled(session, value)
-            _show(session, session)
+            if loaded:
+                value = _value_of(session)
+                if isinstance(value, dict):
+                    _settled(session, value)
+                _show(session, session)
 
     def _unsaved(self) -> list[tuple[UnopenedSession, Change]]:
         """The changes to store although the handler failed: those of parts, and a new ttl."""
@@ -254,7 +252,7 @@ class Visit:
             if pending is not None:
                 payload = pending if session._options.codec.loads(pending) else None
                 found.append((session, (session._name, payload, ttl)))
-            elif self.touch and stored is not None and ttl is not None:
+            elif self.touch and stored and ttl is not None:
                 found.append((session, (session._name, stored, ttl)))
         return found
 

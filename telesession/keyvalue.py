@@ -278,8 +278,7 @@ def compose(payload: Payload, expires: float | None) -> str:
 def parse(found: Any) -> tuple[float | None, Payload]:
     """Undo `compose`: the expiry and the payload.
 
-    What telesession can't have written is handed on, for the codec to refuse: text and bytes as
-    they are, and anything else as ``b""``, since no codec makes nothing of a dict.
+    The payload of what telesession can't have written is empty.
     """
     try:
         text: str = found if isinstance(found, str) else found.decode()
@@ -292,7 +291,7 @@ def parse(found: Any) -> tuple[float | None, Payload]:
             return expires, base64.b64decode(payload, validate=True)
         return expires, payload
     except (AttributeError, ValueError):
-        return None, found if isinstance(found, (str, bytes)) else b""
+        return None, b""
 
 
 def _unused(cache: "cachetools.Cache[str, Any]", name: str) -> Any:

@@ -317,5 +317,5 @@ def _payload(found: Any) -> Payload | None:
         return found
     try:
         return JSON.dumps(found)
-    except (TypeError, ValueError):  # telesession can't have written it, and no codec reads this
+    except (TypeError, ValueError):  # telesession can't have written it
         return b""

@@ -11,7 +11,8 @@ from telesession._checks import called
 from telesession.codecs import JSON, Codec
 from telesession.errors import SessionStoreError
 
-#: A session as its codec encoded it.
+#: A session as its codec encoded it. Empty is what is stored, but can't be a session: nobody reads
+#: or writes that, and only `None` removes it.
 Payload: TypeAlias = str | bytes
 
 
