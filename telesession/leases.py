@@ -315,11 +315,11 @@ class LeasingStore(Store):
             try:
                 found.update(zip(names, self.acquire(names, lease.token, waited, stale)))
             except BaseException as error:
+                failed = isinstance(error, Exception) and not isinstance(error, Held)
+                refused = isinstance(error, Exception) and (not failed or self.refused(error))
                 # These may be leased. A client that failed is not asked again here, and not while
                 # the token is in use: a late request may lease them after their release.
-                held = isinstance(error, Held)
-                asked = groups[: number + (not held)]
-                failed = isinstance(error, Exception) and not held  # else it is a Ctrl-C
+                asked = groups[: number + (not refused)]
                 if failed or not self._release(asked, lease.token):
                     lease.unsure += asked
                 raise
