@@ -261,6 +261,21 @@ def test_does_not_grow(grouped, error):
 
 
 @pytest.mark.parametrize("grouped", [False, True], ids=["one step", "a step for each"])
+@pytest.mark.parametrize("refused", [False, True], ids=["perhaps done", "refused"])
+def test_only_what_may_be_leased_is_released(grouped, refused):
+    """Where the server refused, nothing is leased of that step."""
+    store = OwnStore(0.6, grouped=grouped)
+    store.refused = lambda error: refused
+    store.failures["acquire", B] = ConnectionError()
+    with pytest.raises(ConnectionError):
+        store.open([A, B], 0)
+    store._renewer._look()
+    until(lambda: not store._renewer._owed)
+    released = {name for call, *names in store.calls for name in names if call == "write"}
+    assert released == (set([A] * grouped) if refused else {A, B})
+
+
+@pytest.mark.parametrize("grouped", [False, True], ids=["one step", "a step for each"])
 def test_grows_at_the_second_try(grouped):
     """What failed to be added, and then was, is not let go of in the background."""
     store = OwnStore(0.6, grouped=grouped)
