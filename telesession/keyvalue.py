@@ -93,6 +93,11 @@ class KeyValueStore(Store):
                 f"store={type(store).__name__}: wrap it as telesession.{_BETTER[package]}"
             )
         if package in ("redis", "valkey"):
+            if hasattr(store, "command_stack"):
+                raise TypeError(
+                    f"store={type(store).__name__}: it sends its commands later, so its answers "
+                    "are no data: give the client that made it"
+                )
             logger.warning(
                 "store=%s: its sessions are safe for the threads of one process only. "
                 "telesession.redis.RedisStore(client) makes them safe for several.",

@@ -79,8 +79,8 @@ class RedisStore(LeasingStore):
         # a cluster client has no pool of its own
         pool = getattr(client, "connection_pool", None) or getattr(client, "nodes_manager", None)
         call = getattr(client, "execute_command", None)
-        known = call and pool and not hasattr(client, "command_stack")
-        if not known or isinstance(client, type):
+        known = hasattr(client, "evalsha") and not hasattr(client, "command_stack")
+        if not (call and pool and known) or isinstance(client, type):
             raise TypeError(f"client={client!r} is no Redis client: give redis.Redis() or the like")
         if inspect.iscoroutinefunction(call):
             raise TypeError(

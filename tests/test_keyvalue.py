@@ -564,6 +564,14 @@ def test_a_client_of_redis_is_told_of_redis_store(caplog):
     assert "telesession.redis.RedisStore(client)" in record.message
 
 
+def test_a_pipeline_is_refused():
+    """1.4 It gives itself as the answer to each command."""
+    import redis
+
+    with pytest.raises(TypeError, match="give the client that made it"):
+        with_session(store=redis.Redis().pipeline())
+
+
 def test_a_collection_or_an_engine_is_refused():
     """1.4 The message names its store. A collection has attributes of any name, as stores do."""
     pymongo = pytest.importorskip("pymongo")

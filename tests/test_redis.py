@@ -457,6 +457,8 @@ class TestClients:
             (redis.Redis, {}, TypeError, ["client=", "redis.Redis()"]),
             (RedisCluster, {}, TypeError, ["client=", "redis.Redis()"]),
             ({}, {}, TypeError, ["client={}", "redis.Redis()"]),
+            (redis.Redis().pipeline(), {}, TypeError, ["client=", "redis.Redis()"]),
+            (redis.Redis().pubsub(), {}, TypeError, ["client=", "redis.Redis()"]),
             (redis.asyncio.Redis(), {}, TypeError, ["asynchronous", "blocking client"]),
             (redis.Redis(), {"prefix": b"x"}, TypeError, ["prefix=b'x'", "str"]),
             (redis.Redis(), {"prefix": "my{}:"}, ValueError, ["prefix='my{}:'"]),
