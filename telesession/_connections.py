@@ -16,6 +16,7 @@ from sqlalchemy.exc import DBAPIError
 
 from telesession._forks import Mutex, around_fork, per_process
 from telesession._statements import BEGIN, Statement, Values
+from telesession.errors import SessionStoreError
 
 Result = TypeVar("Result")
 
@@ -118,6 +119,7 @@ class Connections:
         """The engine around the pool, made at first use, when the user's listeners are in place."""
         if self._own is None:
             pool = self._engine.pool.recreate()
+            _check_creator(pool)
             sa.event.listen(pool, "connect", self._begin)
             own = sa.Engine(pool, self._dialect, self._engine.url, hide_parameters=True)
             self._end = weakref.finalize(self, own.dispose)
@@ -276,6 +278,21 @@ class Connections:
             dialect=self._dialect,
         )
         return wrapped  # type: ignore[no-any-return]
+
+
+def _check_creator(pool: Any) -> None:
+    """Refuse a function of the user's that gives the same connection each time."""
+    if getattr(pool._creator, "__module__", "") == "sqlalchemy.engine.create":
+        return
+    one, two = pool._invoke_creator(None), pool._invoke_creator(None)
+    if one is two:
+        raise SessionStoreError(
+            "the creator of SQLStore's engine gives the same connection each time, on which the "
+            "bot's own transactions would be committed with each session. Have it make a new "
+            "connection at each call."
+        )
+    one.close()
+    two.close()
 
 
 def _begin_sqlite(connection: sqlite3.Connection, record: Any) -> None:

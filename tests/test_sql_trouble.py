@@ -293,6 +293,34 @@ def crossing(stores):
 class TestEngines:
     """Whatever the engine does about transactions itself, the store's are its own."""
 
+    @pytest.mark.parametrize("given", ["creator", "pool"])
+    def test_one_connection_for_everybody(self, engine, another, given):
+        """On it, the bot's own transaction would be committed with each session."""
+        raw = engine.raw_connection()
+        one = raw.dbapi_connection
+        create = (lambda: one) if given == "creator" else sa.QueuePool(lambda: one)
+        with says(SessionStoreError, "the same connection each time", "a new connection"):
+            update(SQLStore(another(engine, **{given: create})))
+
+        raw.cursor().execute("SELECT 1")  # it is as it was
+        raw.close()
+
+    def test_a_creator_of_new_connections(self, engine, another):
+        """It is asked twice more, at first use."""
+        arguments, options = engine.dialect.create_connect_args(engine.url)
+        made = []
+
+        def creator():
+            made.append(engine.dialect.connect(*arguments, **options))
+            return made[-1]
+
+        store = SQLStore(another(engine, creator=creator))
+        update(store)
+        before = len(made)
+        update(store)
+
+        assert len(made) == before
+
     @pytest.mark.parametrize(("database", "options"), ENGINES, ids=str)
     def test_sessions_in_any_order(self, request, another, database, options):
         """No deadlock, no lost update and no error."""
