@@ -248,7 +248,9 @@ def mariadb_server(directory: Path) -> Iterator[Server]:
     if binary is None or install is None:
         unavailable("mariadbd is not installed")
     data = directory / "data"
-    common = ["--no-defaults", f"--datadir={data}", f"--user={getpass.getuser()}"]
+    # a server that starts removes the temporary tables of others that have the same tmpdir
+    common = ["--no-defaults", f"--datadir={data}", f"--tmpdir={directory}"]
+    common += [f"--user={getpass.getuser()}"]
     subprocess.run([install, *common, "--skip-test-db"], check=True, capture_output=True)
 
     def command(port: int) -> list[str]:
