@@ -11,8 +11,9 @@ import pytest
 
 from telesession import MemoryStore, _dispatch, _locks, with_session
 from tests import interrupts_everywhere
+from tests.helpers import Failure
 from tests.interrupts import Alarm, Interrupt
-from tests.stores import message
+from tests.stores import Leasing, message
 
 pytestmark = pytest.mark.thorough
 
@@ -86,3 +87,26 @@ def test_real_alarms():
     thread.start()
     thread.join(10)
     assert elsewhere == [done + 2]
+
+
+@pytest.mark.parametrize("stacked", [False, True], ids=["one session", "two stores"])
+def test_each_release_is_interrupted(stacked):
+    """As by somebody who presses Ctrl-C once more: the locks are free nevertheless."""
+    session = with_session(store=Interrupted())
+    handler = session(raising)
+    if stacked:
+        handler = with_session(property="other", store=Interrupted())(handler)
+    with pytest.raises(KeyboardInterrupt):
+        handler(message())
+    assert _locks.held() == 0
+    assert _dispatch.innermost == {}
+
+
+def raising(update):
+    raise Failure
+
+
+class Interrupted(Leasing):
+    def commit(self, lease, changes):
+        super().commit(lease, changes)
+        raise KeyboardInterrupt
