@@ -33,6 +33,7 @@ from tests.helpers import (
     hiding,
     keep,
     run_together,
+    says,
     wrapping,
 )
 from tests.stores import TIMEOUT, Leasing, WatchedClient, message, payload
@@ -211,22 +212,26 @@ def test_another_session_is_not_joined(session, store):
     assert content(store) == {"session:42:42": {"n": 1}, "session:43:43": {"n": 1}}
 
 
-def test_a_nested_handler_does_not_hide_an_attribute(store):
+@pytest.mark.parametrize("own", ["of its own", {}, {"n": 1}], ids=repr)
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_nested_handler_does_not_hide_an_attribute(store, own, replaced):
     """2.3, 2.5 Nor where it joins with another update, which has that attribute."""
     session = with_session(property="title", key=keys.chat, store=store)
     other = message()
-    other.title = "of its own"
+    other.title = own
 
     @session
     def outer(update):
-        update.title["n"] = 1
-        with pytest.raises(SessionError, match="property='title'"):
+        if replaced:
+            update.title = {"n": 2}
+        update.title["m"] = 1
+        with says(SessionError, "property='title'"):
             session(pytest.fail)(other)
 
     outer(message())
 
-    assert other.title == "of its own"
-    assert content(store) == {"title:42": {"n": 1}}
+    assert other.title is own
+    assert content(store) == {"title:42": {"n": 2, "m": 1} if replaced else {"m": 1}}
 
 
 def test_one_property_can_hold_only_one_open_session(session, store):
