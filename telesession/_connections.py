@@ -119,7 +119,12 @@ class Connections:
         """The engine around the pool, made at first use, when the user's listeners are in place."""
         if self._own is None:
             pool = self._engine.pool.recreate()
-            _check_creator(pool)
+            try:
+                _check_creator(pool)
+            except Exception as error:
+                if (failed := self._failed(error, None, None)) is None:
+                    raise
+                raise failed from error
             sa.event.listen(pool, "connect", self._begin)
             own = sa.Engine(pool, self._dialect, self._engine.url, hide_parameters=True)
             self._end = weakref.finalize(self, own.dispose)
@@ -281,7 +286,10 @@ class Connections:
 
 
 def _check_creator(pool: Any) -> None:
-    """Refuse a function of the user's that gives the same connection each time."""
+    """Refuse a function of the user's that gives the same connection each time.
+
+    A pool must not have that connection, even to look at it: it would close it.
+    """
     if getattr(pool._creator, "__module__", "") == "sqlalchemy.engine.create":
         return
     one, two = pool._invoke_creator(None), pool._invoke_creator(None)

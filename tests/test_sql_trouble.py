@@ -305,6 +305,15 @@ class TestEngines:
         raw.cursor().execute("SELECT 1")  # it is as it was
         raw.close()
 
+    def test_a_creator_that_fails(self, engine, another):
+        """It is told as any connection that fails: nothing was done."""
+
+        def creator():
+            raise engine.dialect.loaded_dbapi.OperationalError("no")
+
+        error = not_run(SQLStore(another(engine, creator=creator)), SessionStoreError)
+        assert isinstance(error.__cause__, sa.exc.OperationalError)
+
     def test_a_creator_of_new_connections(self, engine, another):
         """It is asked twice more, at first use."""
         arguments, options = engine.dialect.create_connect_args(engine.url)
