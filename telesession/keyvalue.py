@@ -7,7 +7,6 @@ import base64
 import contextlib
 import inspect
 import logging
-import reprlib
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +16,7 @@ from typing import Any, TypeAlias
 import cachetools
 
 from telesession import _clients
+from telesession._checks import short_repr
 from telesession.errors import SessionStoreError
 from telesession.stores import Change, Payload, Store, partly_saved
 
@@ -114,7 +114,7 @@ class KeyValueStore(Store):
                 hasattr(store, "append") and not hasattr(store, "keys")
             ):
                 raise TypeError(
-                    f"store={reprlib.repr(store)} has its items by position, and sessions are "
+                    f"store={short_repr(store)} has its items by position, and sessions are "
                     "kept by name: give a mapping such as {}, or an object with get(key) and "
                     "set(key, value)"
                 )
@@ -162,9 +162,10 @@ class KeyValueStore(Store):
         kind = type(self.store)
         if not (hasattr(kind, "__iter__") and hasattr(kind, "__getitem__")):
             return super().names(prefix)
-        # some iterate over their items, and have `keys` beside that
-        listed = self.store.keys if hasattr(kind, "keys") else partial(iter, self.store)
-        keys: list[Any] = self._mutex.alone(lambda: list(listed()))  # dbm has bytes
+        has_keys = hasattr(kind, "keys")  # then it may iterate over something else
+        keys: list[Any] = self._mutex.alone(  # dbm has bytes
+            lambda: list(self.store.keys() if has_keys else self.store)
+        )
         names = (key.decode(errors="replace") if isinstance(key, bytes) else key for key in keys)
         return (
             name
@@ -297,6 +298,11 @@ def parse(found: Any) -> tuple[float | None, Payload]:
         return expires, payload
     except (AttributeError, ValueError):
         return None, b""
+
+
+def payload_of(found: Any) -> Payload | None:
+    """The payload of what a store with an expiry of its own has kept, `None` for nothing."""
+    return None if found is None else parse(found)[1]
 
 
 def _unused(cache: "cachetools.Cache[str, Any]", name: str) -> Any:

@@ -13,7 +13,7 @@ from importlib import resources
 from typing import Any
 
 from telesession._forks import per_process
-from telesession.keyvalue import compose, parse
+from telesession.keyvalue import compose, payload_of
 from telesession.leases import Beat, Held, LeasingStore, identity, milliseconds
 from telesession.stores import Change, Payload
 
@@ -133,7 +133,7 @@ class RedisStore(LeasingStore):
         if place:
             holder, _, beat = found[0].decode().partition(" ")
             raise Held(names[place - 1], holder, beat)
-        return [_payload(each) for each in found]
+        return [payload_of(each) for each in found]
 
     def renew(self, names: Sequence[str], token: str) -> bool:
         keys = [self._data(name) + _LEASE for name in names]
@@ -191,7 +191,7 @@ class RedisStore(LeasingStore):
 
     def peek(self, name: str) -> Payload | None:
         key = self._data(name)
-        return _payload(self._call(_ASK, "", [key], "GET", key)[0])
+        return payload_of(self._call(_ASK, "", [key], "GET", key)[0])
 
     def refused(self, error: Exception) -> bool:
         kinds = {kind.__name__ for kind in type(error).__mro__}
@@ -291,7 +291,3 @@ _CURES = {
     "NoPermissionError": "Allow the client's user that command, and keys with that prefix. ",
     "MaxConnectionsError": "Let the client's pool have more connections. ",
 }
-
-
-def _payload(found: bytes | None) -> Payload | None:
-    return None if found is None else parse(found)[1]

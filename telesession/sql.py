@@ -17,7 +17,7 @@ except ImportError as error:
 from telesession._connections import Connections, Say, is_locked, was_refused
 from telesession._statements import BEGIN, DIALECTS, PURGE_LIMIT, Statements, session_table
 from telesession.errors import SessionStoreError
-from telesession.keyvalue import compose, parse
+from telesession.keyvalue import compose, payload_of
 from telesession.leases import Beat, Held, LeasingStore, identity
 from telesession.stores import Change, Payload
 
@@ -152,7 +152,7 @@ class SQLStore(LeasingStore):
         rows = self._run(work, together=len(names) > 1 or bool(gone))
         if held:
             raise held[0]
-        return [_payload(None if rows[name][5] else rows[name][1]) for name in names]
+        return [payload_of(None if rows[name][5] else rows[name][1]) for name in names]
 
     def renew(self, names: Sequence[str], token: str) -> bool:
         def work(say: Say) -> bool:
@@ -241,7 +241,7 @@ class SQLStore(LeasingStore):
     def peek(self, name: str) -> Payload | None:
         values = {"key": self._sql.key(name)}
         rows = self._run(lambda say: say.ask(self._sql.peek, values), reading=True)
-        return _payload(rows[0][0] if rows else None)
+        return payload_of(rows[0][0] if rows else None)
 
     def _run(self, work: Callable[[Say], Result], **how: bool) -> Result:
         try:
@@ -379,7 +379,3 @@ def _in_memory(engine: sa.Engine, connections: Connections) -> bool:
 def _text(name: Any) -> str:
     """A session's name as text, where a driver gives bytes."""
     return name if isinstance(name, str) else bytes(name).decode()
-
-
-def _payload(found: Any) -> Payload | None:
-    return None if found is None else parse(found)[1]
