@@ -21,10 +21,9 @@ def check_handler(handler: Any) -> None:
             f"with_session goes above a handler function, not {handler!r}. To open the session of "
             "an update outside of its handler: `with session.open(message) as data:`"
         )
-    kind = not_plain(handler)
-    if kind:
+    if other := not_plain(handler):
         raise TypeError(
-            f"{called(handler)} is {kind} function: telesession is for the blocking TeleBot, "
+            f"{called(handler)} is {other} function: telesession is for the blocking TeleBot, "
             "whose handlers are plain functions (def, without yield)"
         )
 
@@ -64,8 +63,8 @@ def checked_callable(option: str, value: Any) -> Callable[..., Any]:
     numbers, how, example = _CALLS[option]
     if not callable(value):
         what = "can't be called"
-    elif not_plain(value):
-        what = f"is {not_plain(value)} function"
+    elif other := not_plain(value):
+        what = f"is {other} function"
     elif not any(takes(value, number) for number in numbers):
         what = f"can't be called {how}"
     else:

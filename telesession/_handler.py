@@ -251,8 +251,7 @@ def _finder(
     signature = _signature(handler, follow_wrapped=False)
 
     def find(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        order = [name for name in names if name in kwargs]
-        named = [kwargs[name] for name in dict.fromkeys([*order, *kwargs])]
+        named = [kwargs[name] for name in dict.fromkeys([*names, *kwargs]) if name in kwargs]
         given = [*args, *named]
         for value in given:
             if is_update(value):

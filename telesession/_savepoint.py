@@ -57,10 +57,12 @@ class Savepoint:
 
 
 def refill(target: Any, content: Any) -> None:
-    """Replace the items of a dict or set, without code of a subclass.
+    """Replace the items of a dict or set by those of another, without code of a subclass.
 
     An `OrderedDict` keeps its order beside the dict's own items, so it has methods of its own.
     """
+    if content is target:
+        return
     kind: Any = next(one for one in (OrderedDict, dict, set) if isinstance(target, one))
     kind.clear(target)
     kind.update(target, content)

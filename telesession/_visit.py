@@ -665,7 +665,7 @@ class FullVisit(Visit):
         if user is None or user.update is None:  # an `open` block keeps the dict that it got
             kept = session if user is None else user._given(session)
             if value is not kept:
-                _refill(kept, session._replacement(value))
+                refill(kept, session._replacement(value))
             value = kept
         _show(session, value)
         _show_only(session, join.updates)
@@ -804,14 +804,9 @@ def _settled(session: UnopenedSession, value: Any) -> dict[str, Any]:
         data = {**session}
     else:
         data = session._replacement(value)
-        _refill(session, data)
+        refill(session, data)
     _show(session, session)
     return data
-
-
-def _refill(target: dict[str, Any], content: dict[str, Any]) -> None:
-    if content is not target:
-        refill(target, content)
 
 
 def in_use(options: Options, name: str) -> dict[str, Any] | None:
