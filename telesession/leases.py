@@ -314,14 +314,16 @@ class LeasingStore(Store):
         for number, names in enumerate(groups):
             try:
                 found.update(zip(names, self.acquire(names, lease.token, waited, stale)))
-            except BaseException as error:
-                failed = isinstance(error, Exception) and not isinstance(error, Held)
-                refused = isinstance(error, Exception) and (not failed or self.refused(error))
-                # These may be leased. A client that failed is not asked again here, and not while
-                # the token is in use: a late request may lease them after their release.
-                asked = groups[: number + (not refused)]
-                if failed or not self._release(asked, lease.token):
-                    lease.unsure += asked
+            except Held:
+                self._let_go(lease, groups[:number])
+                raise
+            except Exception as error:
+                # A client that failed is not asked again here, and not while the token is in use:
+                # a late request may lease them after their release.
+                lease.unsure += groups[: number + (not self.refused(error))]
+                raise
+            except BaseException:  # a Ctrl-C, so these may be leased, too
+                self._let_go(lease, groups[: number + 1])
                 raise
         if self._seen:
             for name in found:
@@ -339,8 +341,7 @@ class LeasingStore(Store):
                 lease.written.pop()
                 return False
         lease.written = []
-        if not self._release(lease.groups, lease.token):
-            lease.unsure += lease.groups
+        self._let_go(lease, lease.groups)
         return True
 
     def _take_back(self, lease: Lease) -> list[str]:
@@ -359,6 +360,11 @@ class LeasingStore(Store):
         left = self._take_back(lease)
         self._end(lease, () if self._release(lease.groups, lease.token) else lease.groups)
         return left
+
+    def _let_go(self, lease: Lease, groups: Sequence[Sequence[str]]) -> None:
+        """Release some groups of a lease; those of a server that doesn't answer are unsure."""
+        if not self._release(groups, lease.token):
+            lease.unsure += groups
 
     def _release(self, groups: Sequence[Sequence[str]], token: str) -> bool:
         """Release without writing; returns whether the server answered."""

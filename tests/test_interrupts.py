@@ -11,8 +11,8 @@ import pytest
 
 from telesession import MemoryStore, _dispatch, _locks, with_session
 from tests import interrupts_everywhere
-from tests.helpers import Failure
 from tests.interrupts import Alarm, Interrupt
+from tests.store_suite import raising
 from tests.stores import Leasing, message
 
 pytestmark = pytest.mark.thorough
@@ -93,17 +93,13 @@ def test_real_alarms():
 def test_each_release_is_interrupted(stacked):
     """As by somebody who presses Ctrl-C once more: the locks are free nevertheless."""
     session = with_session(store=Interrupted())
-    handler = session(raising)
+    handler = session(raising(lambda update: None))
     if stacked:
         handler = with_session(property="other", store=Interrupted())(handler)
     with pytest.raises(KeyboardInterrupt):
         handler(message())
     assert _locks.held() == 0
     assert _dispatch.innermost == {}
-
-
-def raising(update):
-    raise Failure
 
 
 class Interrupted(Leasing):
